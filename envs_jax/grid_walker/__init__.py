@@ -1,0 +1,5 @@
+"""GridWalker-v1 and what belongs to it."""
+
+from envs_jax.grid_walker.grid_walker import GridWalker, Params, State
+
+__all__ = ["GridWalker", "Params", "State"]

@@ -1,0 +1,219 @@
+"""GridWalker-v1: stop on the gold square of a walled board, seen from behind, in written commands.
+
+The browser game's layouts and dynamics to the bit and its picture to the pixel. Layouts are in `layout.py`, wordings in
+`commands.py`, the picture in `renderer.py`, players in `players.py`. Facts: reference sheets of game and harness.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from envs_jax.environment import UNPARSABLE, AnswerParser, Info, Observation, Outcome, TextEnvironment
+from envs_jax.grid_walker import commands, renderer
+from envs_jax.grid_walker import scene as world
+from envs_jax.grid_walker.answer_parser import GridWalkerAnswerParser
+from envs_jax.grid_walker.layout import Layout, draw_layout, fingerprint, hash_number, hash_text, max_blocks_on
+from envs_jax.rendering.camera import look_at
+from envs_jax.rendering.vector import Vec
+
+PROMPT = (
+    "You walk on a board, seen from behind. Stop on the gold square. Red blocks and grey walls are in the way. "
+    "Answer with one command in backticks: `left`, `right` or `forward N`."
+)
+EYE_KEEPS, TARGET_KEEPS = 0.93, 0.90  # share of the camera's distance to its place that is left after one drawn frame
+
+
+class Params(struct.PyTreeNode):
+    """Numbers of an episode; any of them may differ from environment to environment of a batch."""
+
+    size: jax.Array | int = 8  # cells on a side, 2 to the environment's max_size
+    num_blocks: jax.Array | int = 3  # 0 to max_blocks; the game caps it at a quarter of the cells
+    max_turns: jax.Array | int = 10  # an episode is truncated after this many answers
+    win_reward: jax.Array | float = 1.0
+    step_cost: jax.Array | float = 0.0  # per turn
+    invalid_cost: jax.Array | float = 0.0  # for an answer that cannot be read or that the game refuses
+    min_camera_frames: jax.Array | float = jnp.inf  # frames drawn between a command and the picture, drawn uniformly
+    max_camera_frames: jax.Array | float = jnp.inf  # from this range; inf is the settled camera. Live page: about 21
+
+
+class State(struct.PyTreeNode):
+    """Cells are (x east, z south)."""
+
+    size: jax.Array  # int32
+    goal: jax.Array  # [2] int32
+    blocks: jax.Array  # [max_blocks, 2] int32, (-1, -1) where there is none
+    cell: jax.Array  # [2] int32, the player's
+    facing: jax.Array  # int32, 0 north, 1 east, 2 south, 3 west
+    won: jax.Array  # bool
+    turn: jax.Array  # int32, answers given so far
+    total_steps: jax.Array  # int32, the game's counters
+    total_tries: jax.Array  # int32
+    eye: jax.Array  # [3] float32, the camera's place in the world (east, up, south)
+    target: jax.Array  # [3] float32, what it looks at
+
+
+@dataclass(unsafe_hash=True)
+class GridWalker(TextEnvironment):
+    """Reward 1 for stopping on the gold. Actions: see `commands.py`; an answer always costs a turn."""
+
+    max_size: int = 8
+    max_blocks: int = 3
+    height: int = 32
+    width: int = 32
+    quality: Literal["training", "reference"] = "training"
+    camera: Literal["settled", "live"] = "settled"  # "live" follows the player with the lag of the params
+
+    @property
+    def name(self) -> str:
+        return "GridWalker-v1"
+
+    @property
+    def prompt(self) -> str:
+        return PROMPT
+
+    def default_params(self) -> Params:
+        return Params(size=self.max_size, num_blocks=self.max_blocks)
+
+    def check(self, params: Params) -> None:
+        size, blocks = int(params.size), int(params.num_blocks)
+        if not 2 <= size <= self.max_size:
+            raise ValueError(f"a board of size {size} is outside 2..{self.max_size} (the environment's max_size)")
+        most = min(self.max_blocks, int(max_blocks_on(size)))
+        if not 0 <= blocks <= most:
+            raise ValueError(f"{blocks} blocks on a board of size {size} are outside 0..{most}")
+        if int(params.max_turns) < 1:
+            raise ValueError(f"max_turns is {int(params.max_turns)}, an episode needs at least 1")
+        if self.quality not in renderer.QUALITIES or self.camera not in ("settled", "live"):
+            raise ValueError(f"quality {self.quality!r} or camera {self.camera!r} is unknown")
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"a picture of {self.width} x {self.height} pixels has nothing to show")
+
+    # Starting an episode
+
+    def init(self, key: jax.Array, params: Params) -> State:
+        """The layout of the text of a random uint32."""
+        return self.init_from_number(jax.random.bits(key, (), jnp.uint32), params)
+
+    def init_from_number(self, number: jax.Array, params: Params) -> State:
+        """The layout of seed text str(number), under `jit`."""
+        return self.init_from_hash(hash_number(jnp.asarray(number, jnp.uint32)), params)
+
+    def init_from_text(self, seed: str, params: Params) -> State:
+        """The layout of a seed as typed into the game's page. Host only."""
+        return self.init_from_hash(jnp.uint32(hash_text(seed)), params)
+
+    def init_from_hash(self, seed_hash: jax.Array, params: Params) -> State:
+        size = jnp.asarray(params.size, jnp.int32)
+        return self.init_from_layout(draw_layout(seed_hash, size, jnp.int32(params.num_blocks), self.max_blocks), size)
+
+    def init_from_layout(self, layout: Layout, size: jax.Array) -> State:
+        nothing = jnp.int32(0)
+        state = State(
+            size=size, goal=layout.goal, blocks=layout.blocks, cell=jnp.full((2,), size // 2, jnp.int32),
+            facing=nothing, won=jnp.bool_(False), turn=nothing, total_steps=nothing, total_tries=nothing,
+            eye=jnp.zeros(3), target=jnp.zeros(3),
+        )  # fmt: skip
+        eye, target = settled_view(state)
+        return state.replace(eye=eye, target=target)
+
+    def fingerprint(self, state: State) -> jax.Array:
+        return fingerprint(state.size, state.goal, state.blocks)
+
+    # Playing
+
+    def transition(self, key: jax.Array, state: State, action: jax.Array, params: Params) -> Outcome:
+        accepted = (action >= 0) & (action != commands.FORWARD) & ~state.won
+        after = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), obey(state, action), state)
+        after = after.replace(turn=state.turn + 1)
+        if self.camera == "live":
+            after = follow(key, after, params)
+        terminated = after.won
+        truncated = ~terminated & (after.turn >= params.max_turns)
+        reward = params.win_reward * (after.won & ~state.won) - params.step_cost - params.invalid_cost * ~accepted
+        info: Info = {"accepted": accepted, "is_parsed": action != UNPARSABLE, "success": after.won}
+        return after, jnp.asarray(reward, jnp.float32), terminated, truncated, info
+
+    def observe(self, state: State) -> Observation:
+        here = world.view_scene(state.size, state.goal, state.blocks, state.cell, state.facing)
+        view = world.settled_camera()
+        if self.camera == "live":
+            view = look_at(*(world.from_world(here, Vec(*(p - ground(state)))) for p in (state.eye, state.target)))
+        return {"image": renderer.render(here, view, self.height, self.width, renderer.QUALITIES[self.quality])}
+
+    # Words
+
+    def actions(self) -> tuple[int, ...]:
+        forwards = range(commands.FORWARD + 1, commands.FORWARD + self.max_size)
+        return (commands.LEFT, commands.RIGHT, *forwards)
+
+    def answer_text(self, action: int) -> str:
+        return commands.answer_text(action)
+
+    def parse_answer(self, text: str) -> int:
+        return commands.parse_answer(text)
+
+    def answer_parser(self) -> AnswerParser:
+        return GridWalkerAnswerParser()
+
+
+def direction(facing: jax.Array) -> jax.Array:
+    """[2] int32 step of one cell in a facing; any integer facing, modulo 4."""
+    x = jnp.asarray([0, 1, 0, -1])[facing % 4]
+    return jnp.stack([x, jnp.asarray([-1, 0, 1, 0])[facing % 4]])
+
+
+def obey(state: State, action: jax.Array) -> State:
+    """The state after a command the game accepts.
+
+    A forward run stops before a block. At the border it stays in place but goes on counting steps, so only a block cuts
+    the count; the border is a clip at the end.
+    """
+    turn = jnp.where(action == commands.LEFT, -1, jnp.where(action == commands.RIGHT, 1, 0))
+    count = jnp.clip(action - commands.FORWARD, 0, 2 * state.size)
+    step = direction(state.facing)
+    steps = jnp.minimum(count, free_cells_ahead(state, state.cell, step))
+    cell = jnp.clip(state.cell + steps * step, 0, state.size - 1)
+    return state.replace(
+        cell=cell,
+        facing=(state.facing + turn) % 4,
+        won=jnp.all(cell == state.goal),
+        total_steps=state.total_steps + steps,
+        total_tries=state.total_tries + (count > 0),
+    )
+
+
+def free_cells_ahead(state: State, cell: jax.Array, step: jax.Array) -> jax.Array:
+    """Cells before the next block in a direction; a large number if there is none before the border."""
+    offset = state.blocks - cell[None]
+    ahead = offset @ step
+    is_in_line = jnp.sum(jnp.abs(offset), axis=-1) == ahead
+    is_block = state.blocks[:, 0] >= 0
+    return jnp.min(jnp.where(is_block & is_in_line & (ahead > 0), ahead - 1, 1 << 20), initial=1 << 20)
+
+
+def ground(state: State) -> jax.Array:
+    """[3] the player's place in the world."""
+    x, z = 2.0 * state.cell - state.size + 1
+    return jnp.stack([x, jnp.zeros_like(x), z])
+
+
+def settled_view(state: State) -> tuple[jax.Array, jax.Array]:
+    """([3] eye, [3] target) of the camera at rest behind the player."""
+    x, z = direction(state.facing).astype(jnp.float32)
+    ahead, up = jnp.stack([x, 0.0 * x, z]), jnp.asarray([0.0, 1.0, 0.0])
+    place = lambda offset: ground(state) + offset[1] * up + offset[2] * ahead
+    return place(world.EYE), place(world.TARGET)
+
+
+def follow(key: jax.Array, state: State, params: Params) -> State:
+    """The camera some drawn frames later: a fixed share nearer to its place with every frame."""
+    low, high = jnp.float32(params.min_camera_frames), jnp.float32(params.max_camera_frames)
+    frames = jnp.where(jnp.isinf(high), jnp.inf, low + jax.random.uniform(key) * (high - low))
+    eye, target = settled_view(state)
+    return state.replace(
+        eye=eye + (state.eye - eye) * EYE_KEEPS**frames,
+        target=target + (state.target - target) * TARGET_KEEPS**frames,
+    )
