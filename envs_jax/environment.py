@@ -91,6 +91,11 @@ class TextEnvironment(Environment):
     def prompt(self) -> str:
         """The rules, as a system message."""
 
+    @property
+    @abstractmethod
+    def short_prompt(self) -> str:
+        """A few words in their place, for a small model that is trained on nothing else."""
+
     @abstractmethod
     def actions(self) -> tuple[int, ...]:
         """The actions a sensible player chooses from, in a fixed order: expert data, constrained decoding, charts."""

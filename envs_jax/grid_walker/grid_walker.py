@@ -74,6 +74,10 @@ class GridWalker(TextEnvironment):
     def prompt(self) -> str:
         return PROMPT
 
+    @property
+    def short_prompt(self) -> str:
+        return "Stop on the gold square."
+
     def default_params(self) -> Params:
         return Params(size=self.max_size, num_blocks=self.max_blocks)
 

@@ -1,0 +1,1 @@
+"""Networks: parameters in, arrays out. They know nothing of environments, words or algorithms."""

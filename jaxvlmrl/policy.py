@@ -1,0 +1,87 @@
+"""A model that speaks: from token slots to hidden states, and from hidden states to the distribution of the next token.
+
+Sampler and trainer are this one policy. `next_token` holds everything that shapes the sampling distribution: special ids,
+the answer grammar, the temperature; so a token's log-prob is that of the distribution it was drawn from, on both sides.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs_jax.environment import TextEnvironment
+from jaxvlmrl.models.attention import attend_causally
+from jaxvlmrl.models.layers import ByLayer, Params
+from jaxvlmrl.models.smolvlm import SmolVLM
+from jaxvlmrl.text.answers import Grammar, grammar_of, read_answer
+from jaxvlmrl.text.chat import Chat, Observation
+
+FORBIDDEN = -1e30  # finite: a token with it is never drawn and gives no gradient
+
+
+class NextToken(NamedTuple):
+    """A distribution over the vocabulary, float32."""
+
+    log_probs: jax.Array  # [..., V]
+
+    def of(self, ids: jax.Array) -> jax.Array:
+        """Log-probs of ids [...]."""
+        return jnp.take_along_axis(self.log_probs, ids[..., None], axis=-1)[..., 0]
+
+    def entropy(self) -> jax.Array:
+        """In nats, [...]."""
+        return -jnp.sum(jnp.exp(self.log_probs) * jnp.maximum(self.log_probs, FORBIDDEN / 2), axis=-1)
+
+
+@dataclass(unsafe_hash=True)
+class Policy:
+    """A model with its conversation and its answers. `window` turns are in sight, the current one included."""
+
+    model: SmolVLM
+    chat: Chat
+    env: TextEnvironment
+    window: int
+    constrained: bool
+    temperature: float
+
+    @cached_property
+    def grammar(self) -> Grammar:
+        """What may follow what: the canonical answers, or anything but special tokens."""
+        if self.constrained:
+            answers = [self.chat.answer_ids(self.env.answer_text(action)) for action in self.env.actions()]
+            return grammar_of(answers, self.chat.tokenizer.vocab_size)
+        allowed = np.ones((1, self.chat.tokenizer.vocab_size), bool)
+        allowed[:, list(self.chat.never_sampled)] = False
+        return Grammar(allowed, np.zeros(allowed.shape, np.int32))
+
+    def next_token(self, params: Params, hidden: jax.Array, grammar_state: jax.Array) -> NextToken:
+        """The sampling distribution after hidden states [..., D] in grammar states [...]."""
+        logits = self.model.logits(params, hidden)
+        may_follow = jnp.asarray(self.grammar.allowed)[grammar_state]
+        padding = logits.shape[-1] - may_follow.shape[-1]  # a vocabulary may have more rows than the tokenizer has ids
+        may_follow = jnp.pad(may_follow, [(0, 0)] * (may_follow.ndim - 1) + [(0, padding)])
+        return NextToken(jax.nn.log_softmax(jnp.where(may_follow, logits / self.temperature, FORBIDDEN), axis=-1))
+
+    def grammar_step(self, grammar_state: jax.Array, ids: jax.Array) -> jax.Array:
+        return jnp.asarray(self.grammar.next_state)[grammar_state, ids]
+
+    def prefix(self, params: Params) -> ByLayer:
+        """Keys and values [K, P, H] by layer of the conversation's start, shared by all environments."""
+        ids = jnp.asarray(self.chat.prefix_ids, jnp.int32)
+        x = self.model.embed(params, ids)
+        return self.model.decode(params, x, jnp.arange(len(ids)), ByLayer(None, None), attend_causally)[1]
+
+    def embed_observation(self, params: Params, observation: Observation, image_tokens: jax.Array) -> jax.Array:
+        """[..., O, D] with the picture's tokens [..., I, D] in their slots."""
+        start = self.chat.image_slot
+        text = self.model.embed(params, observation.ids)
+        end = start + self.chat.num_image_tokens
+        return jnp.concatenate([text[..., :start, :], image_tokens.astype(text.dtype), text[..., end:, :]], axis=-2)
+
+    def read(self, ids: jax.Array, valid: jax.Array) -> jax.Array:
+        """Actions [B] of sampled answers [B, G]."""
+        parser = self.env.answer_parser()
+        return jax.vmap(lambda i, v: read_answer(parser, self.chat.tokenizer, i, v))(ids, valid)

@@ -1,0 +1,146 @@
+"""A batch of environments played by the policy for T turns, inside `jit`, and what the trainer needs of it.
+
+Environments restart on their own and an update may begin mid-episode: carried over are environment states and the token
+slots of the last W - 1 turns, never keys and values. Those are computed again with the current parameters, by the very
+pass the trainer makes, and stand in front of the training sequence too.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from envs_jax.environment import Environment, Info, State
+from envs_jax.environment import Params as EnvParams
+from envs_jax.wrappers import AutoReset
+from jaxvlmrl import packed
+from jaxvlmrl.conversation import Place, Ring, Turns
+from jaxvlmrl.models.layers import ByLayer, Params
+from jaxvlmrl.policy import Policy
+from jaxvlmrl.sampler import read_observation, take_turn
+
+
+class Session(NamedTuple):
+    """Where a batch of environments stands between updates."""
+
+    state: State  # [B]
+    place: Place  # [B]
+    past: Turns  # [W - 1, B], oldest first
+    past_states: State  # [W - 1, B], what was seen in them
+
+
+class Trajectory(NamedTuple):
+    """T turns of B environments, arrays [T, B, ...]. Pictures are not kept but rendered again from the states."""
+
+    state: State  # what was seen
+    final_state: State  # what the action led to, before any reset
+    turns: Turns
+    log_probs: jax.Array  # [T, B, G], of the sampling distribution
+    grammar_states: jax.Array  # [T, B, G]
+    prompt_hidden: jax.Array  # [T, B, D]
+    final_hidden: jax.Array  # [T, B, D], after reading final_state where truncated; zeros unless asked for
+    turns_so_far: jax.Array  # [T, B] int32, of the episode before this one
+    action: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    info: Info
+    next_hidden: jax.Array  # [B, D], after reading what is seen next; zeros unless asked for
+
+
+def begin(policy: Policy, env: AutoReset, env_params: EnvParams, key: jax.Array) -> Session:
+    """Fresh episodes; the leaves of `env_params` have a leading axis [B]."""
+    batch = jax.tree.leaves(env_params)[0].shape[0]
+    state = jax.vmap(env.init)(jax.random.split(key, batch), env_params)
+    past, budget = policy.window - 1, policy.chat.max_answer_tokens
+    zeros = jnp.zeros((past, batch), jnp.int32)
+    no_answer = jnp.zeros((past, batch, budget), jnp.int32)
+    turns = Turns(policy.chat.observation(zeros, zeros), no_answer, no_answer > 0, zeros, zeros - 1)
+    repeated = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (past, *x.shape)), state)
+    return Session(state, Place.start(policy, batch), turns, repeated)
+
+
+def images(env: Environment, states: State, lead: int) -> jax.Array:
+    """[..., height, width, 3] uint8 pictures of states with `lead` leading axes."""
+    shape = jax.tree.leaves(states)[0].shape[:lead]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[lead:]), states)
+    draw = lambda: jax.vmap(env.observe)(flat)["image"]
+    opaque = jax.tree.leaves(flat)[0].reshape(-1)[0] > -(1 << 20)
+    drawn = jax.lax.cond(opaque, draw, lambda: jnp.zeros(jax.eval_shape(draw).shape, jnp.uint8))
+    return drawn.reshape(*shape, *drawn.shape[1:])
+
+
+def look(policy: Policy, params: Params, env: Environment, states: State, lead: int) -> jax.Array:
+    """[..., I, D] image tokens of states with `lead` leading axes."""
+    return policy.model.image_tokens(params, images(env, states, lead))
+
+
+def batch_major(tree):
+    """[T, B, ...] to [B, T, ...]."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
+
+
+def remembered(policy: Policy, params: Params, env: Environment, session: Session, prefix: ByLayer) -> Ring:
+    """The ring of the session's past turns, computed with these parameters."""
+    batch = len(session.place.turn)
+    if policy.window == 1:
+        return Ring.empty(policy, batch)
+    past = batch_major(session.past)
+    image_tokens = look(policy, params, env, batch_major(session.past_states), lead=2)
+    kv = packed.forward(policy, params, past, image_tokens, prefix).kv
+    valid = past.valid & (past.episode == session.place.episode[:, None])[..., None]
+    return Ring(kv, valid.reshape(batch, -1))
+
+
+def play(
+    policy: Policy, params: Params, env: AutoReset, env_params: EnvParams, session: Session, key: jax.Array,
+    num_turns: int, greedy: bool = False, read_final: bool = False,
+) -> tuple[Trajectory, Session]:  # fmt: skip
+    """`num_turns` turns of every environment. `read_final`: also what the policy thinks of states that were cut off."""
+    prefix = policy.prefix(params)
+
+    def turn(carry: tuple[State, Place, Ring], turn_index: jax.Array):
+        state, place, ring = carry
+        sample_key, env_key = jax.random.split(jax.random.fold_in(key, turn_index))
+        image_tokens = look(policy, params, env.env, state, lead=1)
+        answer, turns, kv = take_turn(policy, params, ring, prefix, place, image_tokens, sample_key, greedy)
+        action = policy.read(answer.ids, answer.valid)
+        env_keys = jax.random.split(env_key, len(action))
+        step = jax.vmap(env.step)(env_keys, state, action, env_params)
+        ring = ring.write(turn_index, kv, turns.valid)
+        is_done = step.terminated | step.truncated
+        going_on = place.after(policy, turns, jnp.zeros_like(is_done))
+        final_hidden = jnp.zeros_like(answer.prompt_hidden)
+        if read_final:
+            thoughts = lambda: prompt_state(policy, params, env.env, step.final_state, going_on, ring, prefix)
+            final_hidden = jax.lax.cond(jnp.any(step.truncated), thoughts, lambda: final_hidden)
+        record = Trajectory(
+            state, step.final_state, turns, answer.log_probs, answer.grammar_states, answer.prompt_hidden, final_hidden,
+            place.turn, action, step.reward, step.terminated, step.truncated, step.info, final_hidden,
+        )  # fmt: skip
+        place = place.after(policy, turns, is_done)
+        return (step.state, place, ring.forget(is_done)), record
+
+    ring = remembered(policy, params, env.env, session, prefix)
+    carry, trajectory = jax.lax.scan(turn, (session.state, session.place, ring), jnp.arange(num_turns))
+    state, place, ring = carry
+    next_hidden = trajectory.next_hidden[-1]
+    if read_final:
+        next_hidden = prompt_state(policy, params, env.env, state, place, ring, prefix)
+    past = policy.window - 1
+    last = lambda old, new: jnp.concatenate([old, new])[num_turns : num_turns + past]
+    session = Session(
+        state,
+        place,
+        jax.tree.map(last, session.past, trajectory.turns),
+        jax.tree.map(last, session.past_states, trajectory.state),
+    )
+    return trajectory._replace(next_hidden=next_hidden), session
+
+
+def prompt_state(
+    policy: Policy, params: Params, env: Environment, state: State, place: Place, ring: Ring, prefix: ByLayer
+) -> jax.Array:
+    """[B, D] hidden states after reading one more observation, without noting that it was read."""
+    image_tokens = look(policy, params, env, state, lead=1)
+    return read_observation(policy, params, ring, prefix, place, place.observation(policy), image_tokens)[0]

@@ -1,0 +1,1 @@
+"""Words and tokens: tokenizer, chat template, and automata that read or constrain answers. Knows no network."""

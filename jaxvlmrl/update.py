@@ -1,0 +1,238 @@
+"""One update of reinforcement learning: play, judge, and learn over epochs of minibatches, as one function for `jit`."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from envs_jax.environment import State
+from envs_jax.environment import Params as EnvParams
+from envs_jax.wrappers import AutoReset
+from jaxvlmrl import packed, rollout
+from jaxvlmrl.algorithms.masking import masked_mean
+from jaxvlmrl.algorithms.vl_dac import VLDAC, Steps
+from jaxvlmrl.conversation import Turns
+from jaxvlmrl.models.critics import Critic
+from jaxvlmrl.models.layers import Params
+from jaxvlmrl.policy import Policy
+from jaxvlmrl.rollout import Session, Trajectory, batch_major
+
+Metrics = dict[str, jax.Array]
+
+
+@dataclass(unsafe_hash=True)
+class Optimizer:
+    """Adam with a clipped gradient norm and a schedule that counts updates, never seconds."""
+
+    learning_rate: float = 1e-3
+    final_share: float = 0.0  # of the learning rate, reached on the last update
+    warmup_updates: int = 0
+    decay: Literal["linear", "cosine"] = "linear"
+    b2: float = 0.999
+    eps: float = 1e-8
+    max_grad_norm: float = 0.5
+
+    def make(self, num_updates: int, steps_per_update: int = 1) -> optax.GradientTransformation:
+        """For a phase of `num_updates` updates of `steps_per_update` optimiser steps each."""
+        warmup = self.warmup_updates * steps_per_update
+        decay_steps = max(num_updates * steps_per_update - warmup, 1)
+        final = self.learning_rate * self.final_share
+        if self.decay == "linear":
+            decay = optax.linear_schedule(self.learning_rate, final, decay_steps)
+        else:
+            decay = optax.cosine_decay_schedule(self.learning_rate, decay_steps, self.final_share)
+        rise = optax.linear_schedule(0.0, self.learning_rate, max(warmup, 1))
+        schedule = optax.join_schedules([rise, decay], [warmup]) if warmup else decay
+        return optax.chain(
+            optax.clip_by_global_norm(self.max_grad_norm), optax.adam(schedule, b2=self.b2, eps=self.eps)
+        )
+
+
+class Learner(NamedTuple):
+    """Everything an update changes."""
+
+    policy: Params
+    critic: Params
+    policy_optimizer: Any
+    critic_optimizer: Any
+    session: Session
+
+
+class Rows(NamedTuple):
+    """What training needs of B environments, arrays [B, ...]; the first W - 1 turns are context outside the loss."""
+
+    states: State  # [B, W - 1 + T]
+    turns: Turns  # [B, W - 1 + T, ...]
+    grammar_states: jax.Array  # [B, T, G]
+    steps: Steps  # fields [B, T, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ActorCritic:
+    """Reinforcement learning of a policy with a critic of its own, in segments of T turns."""
+
+    policy: Policy
+    critic: Critic
+    env: AutoReset
+    algorithm: VLDAC
+    policy_optimizer: optax.GradientTransformation
+    critic_optimizer: optax.GradientTransformation
+    num_turns: int  # T
+    epochs: int
+    minibatches: int
+    microbatches: int  # a minibatch's gradient is gathered in so many parts
+    old_log_prob: Literal["sampler", "recomputed"]
+
+    def init(self, params: Params, env_params: EnvParams, key: jax.Array) -> Learner:
+        critic_key, env_key = jax.random.split(key)
+        image = jax.eval_shape(lambda: self.env.env.observe(self.env.env.init(key, self.env.env.default_params())))[
+            "image"
+        ]
+        critic = self.critic.init(critic_key, *image.shape[:2], self.policy.model.text.width)
+        session = rollout.begin(self.policy, self.env, env_params, env_key)
+        optimizers = self.policy_optimizer.init(params), self.critic_optimizer.init(critic)
+        return Learner(params, critic, *optimizers, session)
+
+    def step(
+        self, learner: Learner, reference: Params, env_params: EnvParams, key: jax.Array, index: jax.Array
+    ) -> tuple[Learner, Metrics]:
+        """Update `index` of the phase: one rollout and all the learning from it."""
+        play_key, shuffle_key = jax.random.split(key)
+        trajectory, session = rollout.play(
+            self.policy, learner.policy, self.env, env_params, learner.session, play_key, self.num_turns,
+            read_final=self.critic.reads_hidden,
+        )  # fmt: skip
+        value, final_value = self.judge(learner.critic, trajectory, session)
+        advantage, returns = self.algorithm.advantages(
+            trajectory.reward, value, final_value, trajectory.terminated, trajectory.truncated
+        )
+        rows = self.rows(learner, reference, trajectory, advantage, returns, value[:-1])
+        is_warmup = index < self.algorithm.warmup_updates
+        learner, learned = self.learn(learner._replace(session=session), rows, shuffle_key, is_warmup)
+        residual = jnp.var(returns - value[:-1]) / jnp.maximum(jnp.var(returns), 1e-8)
+        return learner, learned | played(self.policy, trajectory) | {"value/explained_variance": 1 - residual}
+
+    def judge(self, critic: Params, trajectory: Trajectory, session: Session) -> tuple[jax.Array, jax.Array]:
+        """(values [T + 1, B] of what was seen, values [T, B] of what episodes that were cut off ended in)."""
+        if self.critic.reads_hidden:
+            hidden = jnp.concatenate([trajectory.prompt_hidden, trajectory.next_hidden[None]])
+            return self.critic.value(critic, hidden), self.critic.value(critic, trajectory.final_hidden)
+        value_of = lambda state: self.critic.value(critic, rollout.images(self.env.env, state, lead=1))
+        seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), trajectory.state, session.state)
+        zeros = jnp.zeros(trajectory.reward.shape[1])
+        if_cut = lambda xs: jax.lax.cond(jnp.any(xs[1]), value_of, lambda _: zeros, xs[0])
+        return jax.lax.map(value_of, seen), jax.lax.map(if_cut, (trajectory.final_state, trajectory.truncated))
+
+    def rows(
+        self, learner: Learner, reference: Params, trajectory: Trajectory, advantage: jax.Array, returns: jax.Array,
+        value: jax.Array,
+    ) -> Rows:  # fmt: skip
+        past = learner.session
+        join = lambda old, new: jnp.swapaxes(jnp.concatenate([old, new]), 0, 1)
+        valid, log_probs = batch_major((trajectory.turns.answer_valid, trajectory.log_probs))
+        steps = Steps(valid, log_probs, log_probs, *batch_major((advantage, value, returns)))
+        rows = Rows(
+            jax.tree.map(join, past.past_states, trajectory.state),
+            jax.tree.map(join, past.past, trajectory.turns),
+            batch_major(trajectory.grammar_states),
+            steps,
+        )
+        if self.old_log_prob == "recomputed":
+            steps = steps._replace(old_log_prob=self.log_probs(learner.policy, rows))
+        if self.algorithm.kl_coef:
+            steps = steps._replace(ref_log_prob=self.log_probs(reference, rows))
+        return rows._replace(steps=steps)
+
+    def log_probs(self, params: Params, rows: Rows) -> jax.Array:
+        """[B, T, G] of the sampled tokens, a minibatch at a time."""
+        of_part = lambda part: self.think(params, part)[0]
+        parts = jax.tree.map(lambda x: x.reshape(self.minibatches * self.microbatches, -1, *x.shape[1:]), rows)
+        found = jax.lax.map(of_part, parts)
+        return found.reshape(-1, *found.shape[2:])
+
+    def think(self, params: Params, rows: Rows) -> tuple[jax.Array, jax.Array, packed.Packed]:
+        """(log-probs, entropies [b, T, G], the pass itself) of the answers that were sampled."""
+        image_tokens = rollout.look(self.policy, params, self.env.env, rows.states, lead=2)
+        pass_ = packed.forward(self.policy, params, rows.turns, image_tokens, self.policy.prefix(params))
+        context = self.policy.window - 1
+        pass_ = pass_._replace(
+            answer_hidden=pass_.answer_hidden[:, context:], prompt_hidden=pass_.prompt_hidden[:, context:]
+        )
+        distribution = self.policy.next_token(params, pass_.answer_hidden, rows.grammar_states)
+        return distribution.of(rows.turns.answer_ids[:, context:]), distribution.entropy(), pass_
+
+    def loss(self, params: tuple[Params, Params], rows: Rows, is_warmup: jax.Array) -> tuple[jax.Array, Metrics]:
+        policy, critic = params
+        log_prob, entropy, pass_ = self.think(policy, rows)
+        if self.critic.reads_hidden:
+            value = self.critic.value(critic, pass_.prompt_hidden)
+        else:
+            seen = jax.tree.map(lambda x: x[:, self.policy.window - 1 :], rows.states)
+            value = self.critic.value(critic, rollout.images(self.env.env, seen, lead=2))
+        flat = lambda x: x.reshape(-1, *x.shape[2:])
+        steps = jax.tree.map(flat, rows.steps)
+        loss = self.algorithm.loss(flat(log_prob), flat(entropy), flat(value), steps, is_warmup)
+        gap = jnp.max(jnp.where(rows.steps.is_action_token, jnp.abs(log_prob - rows.steps.old_log_prob), 0.0))
+        metrics = {
+            f"loss/{name}": term for name, term in loss._asdict().items() if name not in ("entropy", "clip_fraction")
+        }
+        metrics |= {"policy/entropy": loss.entropy, "policy/clip_fraction": loss.clip_fraction, "ratio/gap": gap}
+        return loss.total, metrics
+
+    def learn(self, learner: Learner, rows: Rows, key: jax.Array, is_warmup: jax.Array) -> tuple[Learner, Metrics]:
+        """All epochs over a rollout; minibatches are of whole environments, shuffled anew in every epoch."""
+        batch = rows.grammar_states.shape[0]
+        orders = jax.vmap(lambda k: jax.random.permutation(k, batch))(jax.random.split(key, self.epochs))
+        shape = (self.epochs * self.minibatches, self.microbatches, -1)
+
+        def minibatch(learner: Learner, order: jax.Array) -> tuple[Learner, Metrics]:
+            params = (learner.policy, learner.critic)
+            part = lambda total, some: (self._add_gradient(total, params, rows, some, is_warmup), None)
+            shapes = jax.eval_shape(lambda: self._add_gradient(None, params, rows, order[0], is_warmup))
+            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            (grads, metrics), _ = jax.lax.scan(part, zeros, order)
+            grads, metrics = jax.tree.map(lambda x: x / self.microbatches, (grads, metrics))
+            return self._apply(learner, grads, is_warmup), metrics | {"policy/grad_norm": optax.global_norm(grads[0])}
+
+        learner, metrics = jax.lax.scan(minibatch, learner, orders.reshape(shape))
+        means = {name: jnp.mean(values) for name, values in metrics.items()}
+        means["ratio/max_gap"] = metrics["ratio/gap"][0]  # before the first step: sampler against trainer
+        del means["ratio/gap"]
+        return learner, means
+
+    def _add_gradient(self, total, params: tuple[Params, Params], rows: Rows, some: jax.Array, is_warmup: jax.Array):
+        part = jax.tree.map(lambda x: x[some], rows)
+        grads, metrics = jax.grad(self.loss, has_aux=True)(params, part, is_warmup)
+        return (grads, metrics) if total is None else jax.tree.map(jnp.add, total, (grads, metrics))
+
+    def _apply(self, learner: Learner, grads: tuple[Params, Params], is_warmup: jax.Array) -> Learner:
+        """One optimiser step. During warm-up nothing of the policy moves, its optimiser's state included."""
+        updates, optimizer = self.policy_optimizer.update(grads[0], learner.policy_optimizer, learner.policy)
+        moved = (optax.apply_updates(learner.policy, updates), optimizer)
+        kept = (learner.policy, learner.policy_optimizer)
+        policy, policy_optimizer = jax.tree.map(lambda new, old: jnp.where(is_warmup, old, new), moved, kept)
+        updates, critic_optimizer = self.critic_optimizer.update(grads[1], learner.critic_optimizer, learner.critic)
+        critic = optax.apply_updates(learner.critic, updates)
+        return learner._replace(
+            policy=policy, critic=critic, policy_optimizer=policy_optimizer, critic_optimizer=critic_optimizer
+        )
+
+
+def played(policy: Policy, trajectory: Trajectory) -> Metrics:
+    """What happened in a rollout, as scalars."""
+    is_done = trajectory.terminated | trajectory.truncated
+    metrics = {
+        "rollout/success_rate": masked_mean(trajectory.info["success"].astype(jnp.float32), is_done),
+        "rollout/turns_per_episode": masked_mean((trajectory.turns_so_far + 1).astype(jnp.float32), is_done),
+        "rollout/episodes": jnp.sum(is_done),
+        "rollout/reward_per_turn": jnp.mean(trajectory.reward),
+        "rollout/reward_spread": jnp.max(trajectory.reward) - jnp.min(trajectory.reward),
+        "rollout/unparsable_share": jnp.mean(trajectory.action < 0),
+        "rollout/tokens": jnp.sum(trajectory.turns.answer_valid),
+    }
+    for action in policy.env.actions():
+        name = policy.env.answer_text(action).strip("`").replace(" ", "_")
+        metrics[f"command/{name}"] = jnp.mean(trajectory.action == action)
+    return metrics
