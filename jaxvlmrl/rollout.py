@@ -5,6 +5,7 @@ slots of the last W - 1 turns, never keys and values. Those are computed again w
 pass the trainer makes, and stand in front of the training sequence too.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -94,15 +95,19 @@ def remembered(policy: Policy, params: Params, env: Environment, session: Sessio
 
 def play(
     policy: Policy, params: Params, env: AutoReset, env_params: EnvParams, session: Session, key: jax.Array,
-    num_turns: int, greedy: bool = False, read_final: bool = False,
+    num_turns: int, greedy: jax.Array | bool = False, read_final: bool = False,
+    see: Callable[[jax.Array], jax.Array] = lambda images: images,
 ) -> tuple[Trajectory, Session]:  # fmt: skip
-    """`num_turns` turns of every environment. `read_final`: also what the policy thinks of states that were cut off."""
+    """`num_turns` turns of every environment. `read_final`: also what the policy thinks of states that were cut off.
+
+    `see` stands between the pictures [B, h, w, 3] and the policy's eyes.
+    """
     prefix = policy.prefix(params)
 
     def turn(carry: tuple[State, Place, Ring], turn_index: jax.Array):
         state, place, ring = carry
         sample_key, env_key = jax.random.split(jax.random.fold_in(key, turn_index))
-        image_tokens = look(policy, params, env.env, state, lead=1)
+        image_tokens = policy.model.image_tokens(params, see(images(env.env, state, lead=1)))
         answer, turns, kv = take_turn(policy, params, ring, prefix, place, image_tokens, sample_key, greedy)
         action = policy.read(answer.ids, answer.valid)
         env_keys = jax.random.split(env_key, len(action))

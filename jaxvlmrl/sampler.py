@@ -33,7 +33,7 @@ class _Decoding(NamedTuple):
 
 def take_turn(
     policy: Policy, params: Params, ring: Ring, prefix: ByLayer, place: Place, image_tokens: jax.Array,
-    key: jax.Array, greedy: bool = False,
+    key: jax.Array, greedy: jax.Array | bool = False,
 ) -> tuple[Answer, Turns, ByLayer]:  # fmt: skip
     """(answer, the turn as token slots, its keys and values): for every environment of the batch, stopping early."""
     observation = place.observation(policy)
@@ -91,11 +91,11 @@ def _start(policy: Policy, hidden: jax.Array, kv: ByLayer) -> _Decoding:
     return _Decoding(jnp.int32(0), hidden, kv, jnp.zeros(batch, jnp.int32), over, answer)
 
 
-def _draw(policy: Policy, params: Params, state: _Decoding, key: jax.Array, greedy: bool):
+def _draw(policy: Policy, params: Params, state: _Decoding, key: jax.Array, greedy: jax.Array | bool):
     """The state with one more token noted for every answer that is not over, and those tokens [B]."""
     distribution = policy.next_token(params, state.hidden, state.grammar_state)
     log_probs = distribution.log_probs
-    scores = log_probs if greedy else log_probs + jax.random.gumbel(key, log_probs.shape)
+    scores = log_probs + jnp.where(greedy, 0.0, jax.random.gumbel(key, log_probs.shape))
     ids = first_maximum(scores)
     ids = jnp.where(state.is_over, 0, ids)
     put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new[:, None].astype(old.dtype), state.index, axis=1)

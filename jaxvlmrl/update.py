@@ -1,14 +1,14 @@
 """One update of reinforcement learning: play, judge, and learn over epochs of minibatches, as one function for `jit`."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from envs_jax.environment import State
 from envs_jax.environment import Params as EnvParams
+from envs_jax.environment import State
 from envs_jax.wrappers import AutoReset
 from jaxvlmrl import packed, rollout
 from jaxvlmrl.algorithms.masking import masked_mean
@@ -22,42 +22,22 @@ from jaxvlmrl.rollout import Session, Trajectory, batch_major
 Metrics = dict[str, jax.Array]
 
 
-@dataclass(unsafe_hash=True)
-class Optimizer:
-    """Adam with a clipped gradient norm and a schedule that counts updates, never seconds."""
-
-    learning_rate: float = 1e-3
-    final_share: float = 0.0  # of the learning rate, reached on the last update
-    warmup_updates: int = 0
-    decay: Literal["linear", "cosine"] = "linear"
-    b2: float = 0.999
-    eps: float = 1e-8
-    max_grad_norm: float = 0.5
-
-    def make(self, num_updates: int, steps_per_update: int = 1) -> optax.GradientTransformation:
-        """For a phase of `num_updates` updates of `steps_per_update` optimiser steps each."""
-        warmup = self.warmup_updates * steps_per_update
-        decay_steps = max(num_updates * steps_per_update - warmup, 1)
-        final = self.learning_rate * self.final_share
-        if self.decay == "linear":
-            decay = optax.linear_schedule(self.learning_rate, final, decay_steps)
-        else:
-            decay = optax.cosine_decay_schedule(self.learning_rate, decay_steps, self.final_share)
-        rise = optax.linear_schedule(0.0, self.learning_rate, max(warmup, 1))
-        schedule = optax.join_schedules([rise, decay], [warmup]) if warmup else decay
-        return optax.chain(
-            optax.clip_by_global_norm(self.max_grad_norm), optax.adam(schedule, b2=self.b2, eps=self.eps)
-        )
-
-
 class Learner(NamedTuple):
     """Everything an update changes."""
 
     policy: Params
     critic: Params
+    reference: Params  # the policy at the start of RL
     policy_optimizer: Any
     critic_optimizer: Any
     session: Session
+
+
+class When(NamedTuple):
+    """Where in the phase an update stands."""
+
+    is_warmup: jax.Array  # bool: only the critic learns
+    progress: jax.Array  # float32, 0 to 1
 
 
 class Rows(NamedTuple):
@@ -79,24 +59,24 @@ class ActorCritic:
     algorithm: VLDAC
     policy_optimizer: optax.GradientTransformation
     critic_optimizer: optax.GradientTransformation
+    num_updates: int  # of the phase, for what changes along it
     num_turns: int  # T
     epochs: int
     minibatches: int
     microbatches: int  # a minibatch's gradient is gathered in so many parts
-    old_log_prob: Literal["sampler", "recomputed"]
+    old_log_prob: str  # "sampler" or "recomputed"
 
     def init(self, params: Params, env_params: EnvParams, key: jax.Array) -> Learner:
         critic_key, env_key = jax.random.split(key)
-        image = jax.eval_shape(lambda: self.env.env.observe(self.env.env.init(key, self.env.env.default_params())))[
-            "image"
-        ]
+        env = self.env.env
+        image = jax.eval_shape(lambda: env.observe(env.init(key, env.default_params())))["image"]
         critic = self.critic.init(critic_key, *image.shape[:2], self.policy.model.text.width)
         session = rollout.begin(self.policy, self.env, env_params, env_key)
         optimizers = self.policy_optimizer.init(params), self.critic_optimizer.init(critic)
-        return Learner(params, critic, *optimizers, session)
+        return Learner(params, critic, jax.tree.map(jnp.copy, params), *optimizers, session)
 
     def step(
-        self, learner: Learner, reference: Params, env_params: EnvParams, key: jax.Array, index: jax.Array
+        self, learner: Learner, env_params: EnvParams, key: jax.Array, index: jax.Array
     ) -> tuple[Learner, Metrics]:
         """Update `index` of the phase: one rollout and all the learning from it."""
         play_key, shuffle_key = jax.random.split(key)
@@ -108,9 +88,9 @@ class ActorCritic:
         advantage, returns = self.algorithm.advantages(
             trajectory.reward, value, final_value, trajectory.terminated, trajectory.truncated
         )
-        rows = self.rows(learner, reference, trajectory, advantage, returns, value[:-1])
-        is_warmup = index < self.algorithm.warmup_updates
-        learner, learned = self.learn(learner._replace(session=session), rows, shuffle_key, is_warmup)
+        rows = self.rows(learner, trajectory, advantage, returns, value[:-1])
+        when = When(index < self.algorithm.warmup_updates, index / self.num_updates)
+        learner, learned = self.learn(learner._replace(session=session), rows, shuffle_key, when)
         residual = jnp.var(returns - value[:-1]) / jnp.maximum(jnp.var(returns), 1e-8)
         return learner, learned | played(self.policy, trajectory) | {"value/explained_variance": 1 - residual}
 
@@ -126,9 +106,8 @@ class ActorCritic:
         return jax.lax.map(value_of, seen), jax.lax.map(if_cut, (trajectory.final_state, trajectory.truncated))
 
     def rows(
-        self, learner: Learner, reference: Params, trajectory: Trajectory, advantage: jax.Array, returns: jax.Array,
-        value: jax.Array,
-    ) -> Rows:  # fmt: skip
+        self, learner: Learner, trajectory: Trajectory, advantage: jax.Array, returns: jax.Array, value: jax.Array
+    ) -> Rows:
         past = learner.session
         join = lambda old, new: jnp.swapaxes(jnp.concatenate([old, new]), 0, 1)
         valid, log_probs = batch_major((trajectory.turns.answer_valid, trajectory.log_probs))
@@ -142,7 +121,7 @@ class ActorCritic:
         if self.old_log_prob == "recomputed":
             steps = steps._replace(old_log_prob=self.log_probs(learner.policy, rows))
         if self.algorithm.kl_coef:
-            steps = steps._replace(ref_log_prob=self.log_probs(reference, rows))
+            steps = steps._replace(ref_log_prob=self.log_probs(learner.reference, rows))
         return rows._replace(steps=steps)
 
     def log_probs(self, params: Params, rows: Rows) -> jax.Array:
@@ -163,7 +142,7 @@ class ActorCritic:
         distribution = self.policy.next_token(params, pass_.answer_hidden, rows.grammar_states)
         return distribution.of(rows.turns.answer_ids[:, context:]), distribution.entropy(), pass_
 
-    def loss(self, params: tuple[Params, Params], rows: Rows, is_warmup: jax.Array) -> tuple[jax.Array, Metrics]:
+    def loss(self, params: tuple[Params, Params], rows: Rows, when: When) -> tuple[jax.Array, Metrics]:
         policy, critic = params
         log_prob, entropy, pass_ = self.think(policy, rows)
         if self.critic.reads_hidden:
@@ -173,7 +152,7 @@ class ActorCritic:
             value = self.critic.value(critic, rollout.images(self.env.env, seen, lead=2))
         flat = lambda x: x.reshape(-1, *x.shape[2:])
         steps = jax.tree.map(flat, rows.steps)
-        loss = self.algorithm.loss(flat(log_prob), flat(entropy), flat(value), steps, is_warmup)
+        loss = self.algorithm.loss(flat(log_prob), flat(entropy), flat(value), steps, when.is_warmup, when.progress)
         gap = jnp.max(jnp.where(rows.steps.is_action_token, jnp.abs(log_prob - rows.steps.old_log_prob), 0.0))
         metrics = {
             f"loss/{name}": term for name, term in loss._asdict().items() if name not in ("entropy", "clip_fraction")
@@ -181,7 +160,7 @@ class ActorCritic:
         metrics |= {"policy/entropy": loss.entropy, "policy/clip_fraction": loss.clip_fraction, "ratio/gap": gap}
         return loss.total, metrics
 
-    def learn(self, learner: Learner, rows: Rows, key: jax.Array, is_warmup: jax.Array) -> tuple[Learner, Metrics]:
+    def learn(self, learner: Learner, rows: Rows, key: jax.Array, when: When) -> tuple[Learner, Metrics]:
         """All epochs over a rollout; minibatches are of whole environments, shuffled anew in every epoch."""
         batch = rows.grammar_states.shape[0]
         orders = jax.vmap(lambda k: jax.random.permutation(k, batch))(jax.random.split(key, self.epochs))
@@ -189,12 +168,12 @@ class ActorCritic:
 
         def minibatch(learner: Learner, order: jax.Array) -> tuple[Learner, Metrics]:
             params = (learner.policy, learner.critic)
-            part = lambda total, some: (self._add_gradient(total, params, rows, some, is_warmup), None)
-            shapes = jax.eval_shape(lambda: self._add_gradient(None, params, rows, order[0], is_warmup))
+            part = lambda total, some: (self._add_gradient(total, params, rows, some, when), None)
+            shapes = jax.eval_shape(lambda: self._add_gradient(None, params, rows, order[0], when))
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             (grads, metrics), _ = jax.lax.scan(part, zeros, order)
             grads, metrics = jax.tree.map(lambda x: x / self.microbatches, (grads, metrics))
-            return self._apply(learner, grads, is_warmup), metrics | {"policy/grad_norm": optax.global_norm(grads[0])}
+            return self._apply(learner, grads, when), metrics | {"policy/grad_norm": optax.global_norm(grads[0])}
 
         learner, metrics = jax.lax.scan(minibatch, learner, orders.reshape(shape))
         means = {name: jnp.mean(values) for name, values in metrics.items()}
@@ -202,17 +181,17 @@ class ActorCritic:
         del means["ratio/gap"]
         return learner, means
 
-    def _add_gradient(self, total, params: tuple[Params, Params], rows: Rows, some: jax.Array, is_warmup: jax.Array):
+    def _add_gradient(self, total, params: tuple[Params, Params], rows: Rows, some: jax.Array, when: When):
         part = jax.tree.map(lambda x: x[some], rows)
-        grads, metrics = jax.grad(self.loss, has_aux=True)(params, part, is_warmup)
+        grads, metrics = jax.grad(self.loss, has_aux=True)(params, part, when)
         return (grads, metrics) if total is None else jax.tree.map(jnp.add, total, (grads, metrics))
 
-    def _apply(self, learner: Learner, grads: tuple[Params, Params], is_warmup: jax.Array) -> Learner:
+    def _apply(self, learner: Learner, grads: tuple[Params, Params], when: When) -> Learner:
         """One optimiser step. During warm-up nothing of the policy moves, its optimiser's state included."""
         updates, optimizer = self.policy_optimizer.update(grads[0], learner.policy_optimizer, learner.policy)
         moved = (optax.apply_updates(learner.policy, updates), optimizer)
         kept = (learner.policy, learner.policy_optimizer)
-        policy, policy_optimizer = jax.tree.map(lambda new, old: jnp.where(is_warmup, old, new), moved, kept)
+        policy, policy_optimizer = jax.tree.map(lambda new, old: jnp.where(when.is_warmup, old, new), moved, kept)
         updates, critic_optimizer = self.critic_optimizer.update(grads[1], learner.critic_optimizer, learner.critic)
         critic = optax.apply_updates(learner.critic, updates)
         return learner._replace(

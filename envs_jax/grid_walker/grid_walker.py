@@ -4,8 +4,7 @@ The browser game's layouts and dynamics to the bit and its picture to the pixel.
 `commands.py`, the picture in `renderer.py`, players in `players.py`. Facts: reference sheets of game and harness.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -26,17 +25,19 @@ PROMPT = (
 EYE_KEEPS, TARGET_KEEPS = 0.93, 0.90  # share of the camera's distance to its place that is left after one drawn frame
 
 
-class Params(struct.PyTreeNode):
-    """Numbers of an episode; any of them may differ from environment to environment of a batch."""
+@jax.tree_util.register_dataclass
+@dataclass
+class Params:
+    """Numbers of an episode. Arrays may stand for any of them: they may differ between environments of a batch."""
 
-    size: jax.Array | int = 8  # cells on a side, 2 to the environment's max_size
-    num_blocks: jax.Array | int = 3  # 0 to max_blocks; the game caps it at a quarter of the cells
-    max_turns: jax.Array | int = 10  # an episode is truncated after this many answers
-    win_reward: jax.Array | float = 1.0
-    step_cost: jax.Array | float = 0.0  # per turn
-    invalid_cost: jax.Array | float = 0.0  # for an answer that cannot be read or that the game refuses
-    min_camera_frames: jax.Array | float = jnp.inf  # frames drawn between a command and the picture, drawn uniformly
-    max_camera_frames: jax.Array | float = jnp.inf  # from this range; inf is the settled camera. Live page: about 21
+    size: int = 8  # cells on a side, 2 to the environment's max_size
+    num_blocks: int = 3  # 0 to max_blocks; the game caps it at a quarter of the cells
+    max_turns: int = 10  # an episode is truncated after this many answers
+    win_reward: float = 1.0
+    step_cost: float = 0.0  # per turn
+    invalid_cost: float = 0.0  # for an answer that cannot be read or that the game refuses
+    min_camera_frames: float = jnp.inf  # frames drawn between a command and the picture, drawn uniformly
+    max_camera_frames: float = jnp.inf  # from this range; inf is the settled camera. Live page: about 21
 
 
 class State(struct.PyTreeNode):
@@ -63,8 +64,10 @@ class GridWalker(TextEnvironment):
     max_blocks: int = 3
     height: int = 32
     width: int = 32
-    quality: Literal["training", "reference"] = "training"
-    camera: Literal["settled", "live"] = "settled"  # "live" follows the player with the lag of the params
+    quality: str = field(default="training", metadata={"choices": tuple(renderer.QUALITIES)})
+    camera: str = field(
+        default="settled", metadata={"choices": ("settled", "live")}
+    )  # live: with the lag of the params
 
     @property
     def name(self) -> str:
@@ -137,7 +140,12 @@ class GridWalker(TextEnvironment):
         terminated = after.won
         truncated = ~terminated & (after.turn >= params.max_turns)
         reward = params.win_reward * (after.won & ~state.won) - params.step_cost - params.invalid_cost * ~accepted
-        info: Info = {"accepted": accepted, "is_parsed": action != UNPARSABLE, "success": after.won}
+        info: Info = {
+            "accepted": accepted,
+            "is_parsed": action != UNPARSABLE,
+            "success": after.won,
+            "efficiency": efficiency(after),
+        }
         return after, jnp.asarray(reward, jnp.float32), terminated, truncated, info
 
     def observe(self, state: State) -> Observation:
@@ -196,6 +204,12 @@ def free_cells_ahead(state: State, cell: jax.Array, step: jax.Array) -> jax.Arra
     is_in_line = jnp.sum(jnp.abs(offset), axis=-1) == ahead
     is_block = state.blocks[:, 0] >= 0
     return jnp.min(jnp.where(is_block & is_in_line & (ahead > 0), ahead - 1, 1 << 20), initial=1 << 20)
+
+
+def efficiency(state: State) -> jax.Array:
+    """The game's own score in percent: cells from the start to the gold over cells walked, each plus one."""
+    away = jnp.sum(jnp.abs(state.goal - state.size // 2))
+    return jnp.floor(100.0 * (away + 1) / (state.total_steps + 1) + 0.5)
 
 
 def ground(state: State) -> jax.Array:

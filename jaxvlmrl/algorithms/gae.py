@@ -8,13 +8,11 @@ An end that was only a time limit is no outcome. `bootstrap_final_obs` puts V(tr
 step's reward is lost. Source: reference sheet "vl_dac", section 1.
 """
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-TimeLimits = Literal["bootstrap_final_obs", "ends_are_terminal", "zero_at_truncation"]
+TIME_LIMITS = ("bootstrap_final_obs", "ends_are_terminal", "zero_at_truncation")
 
 
 def gae(
@@ -25,7 +23,7 @@ def gae(
     truncated: Bool[Array, " T"],
     gamma: float,
     lam: float,
-    time_limits: TimeLimits = "bootstrap_final_obs",
+    time_limits: str = "bootstrap_final_obs",
 ) -> Float[Array, " T"]:
     """Advantages of one environment's steps; episodes follow one another. The value targets are advantage + value.
 

@@ -8,12 +8,9 @@ Source: reference sheet "algorithms", Conventions.
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
-
-Estimator = Literal["k1", "k2", "k3"]
 
 
 def k1(log_prob: Float[Array, "*s"], ref_log_prob: Float[Array, "*s"]) -> Float[Array, "*s"]:

@@ -7,15 +7,15 @@
 `form="paper"` is that; `form="released_code"` is the authors' loss as it runs. Source: reference sheet "vl_dac".
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxvlmrl.algorithms import kl
-from jaxvlmrl.algorithms.gae import TimeLimits, gae, normalise
+from jaxvlmrl.algorithms.gae import TIME_LIMITS, gae, normalise
 from jaxvlmrl.algorithms.masking import masked_mean
 
 RATIO_GUARD = 10.0  # the released code takes a whole step's clipped branch once one ratio exceeds this
@@ -52,11 +52,12 @@ class VLDAC:
     clip_eps: float = 0.2  # the paper does not state it; its code has 0.1
     value_coef: float = 0.15
     kl_coef: float = 0.05
-    kl_estimator: kl.Estimator = "k3"
+    kl_estimator: str = field(default="k3", metadata={"choices": tuple(kl.ESTIMATORS)})
     entropy_coef: float = 0.0  # not in the paper
+    final_entropy_coef: float | None = None  # reached linearly on the last update; None keeps it where it is
     warmup_updates: int = 2  # whole updates that train the value only
-    time_limits: TimeLimits = "bootstrap_final_obs"
-    form: Literal["paper", "released_code"] = "paper"
+    time_limits: str = field(default="bootstrap_final_obs", metadata={"choices": TIME_LIMITS})
+    form: str = field(default="paper", metadata={"choices": ("paper", "released_code")})
 
     def advantages(
         self,
@@ -78,8 +79,9 @@ class VLDAC:
         value: Float[Array, " N"],
         steps: Steps,
         is_warmup: Bool[Array, ""] | bool = False,
+        progress: Float[Array, ""] | float = 0.0,
     ) -> Loss:
-        """The objective of a minibatch. During warm-up the total is the value's part alone."""
+        """The objective of a minibatch, `progress` from 0 to 1 through RL. During warm-up the total is the value's part."""
         # Padding is cleared before anything is computed from it: a mask afterwards does not stop an infinite gradient.
         of_tokens = lambda x: jnp.where(steps.is_action_token, x, 0.0)
         log_prob, entropy = of_tokens(log_prob), of_tokens(entropy)
@@ -91,7 +93,9 @@ class VLDAC:
         mean_entropy = jnp.mean(per_step(entropy, steps))
         value_loss = jnp.mean(self.value_terms(value, steps))
         weight = 1.0 if self.form == "released_code" else self.value_coef  # the released terms hold it already
-        acting = policy + self.kl_coef * divergence - self.entropy_coef * mean_entropy
+        final = self.entropy_coef if self.final_entropy_coef is None else self.final_entropy_coef
+        entropy_coef = self.entropy_coef + (final - self.entropy_coef) * progress
+        acting = policy + self.kl_coef * divergence - entropy_coef * mean_entropy
         total = weight * value_loss + jnp.where(is_warmup, 0.0, acting)
         clipped = masked_mean(is_clipped.astype(log_prob.dtype), steps.is_action_token)
         return Loss(total, policy, divergence, value_loss, mean_entropy, clipped)

@@ -4,7 +4,6 @@ Reading walks each token's bytes through the environment's byte parser, so it ho
 smallest automaton over tokens that accepts the canonical answers; it is small, so it may own a [states, V] table.
 """
 
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import jax

@@ -1,0 +1,23 @@
+"""The published recipe on a laptop: imitate 1,000 fixed expert games, then VL-DAC.
+
+python -m jaxvlmrl.train --config=configs/quickstart.py
+"""
+
+from envs_jax.grid_walker.players import FewestCommands
+from jaxvlmrl.algorithms.vl_dac import VLDAC
+from jaxvlmrl.config import Config, ImitationPhase, RLPhase
+from jaxvlmrl.imitation import Demonstrations
+from jaxvlmrl.optimizer import Optimizer
+
+
+def get_config(variant: str = "") -> Config:
+    config = Config(
+        imitation=ImitationPhase(num_updates=250, demonstrations=Demonstrations(FewestCommands(), num_games=1000)),
+        rl=RLPhase(num_updates=90, optimizer=Optimizer(final_share=0.05)),
+        algorithm=VLDAC(gamma=0.95, gae_lambda=0.9, value_coef=1.0, kl_coef=0.02, entropy_coef=0.002),
+    )
+    if variant == "tiny":
+        config.imitation.num_updates, config.imitation.num_envs = 2, 4
+        config.rl = RLPhase(num_updates=2, num_envs=8, num_turns=6, minibatches=2, epochs=1)
+        config.evaluation.test, config.evaluation.validation, config.evaluation.batch = (1000, 1008), (5000, 5008), 8
+    return config

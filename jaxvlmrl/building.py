@@ -1,0 +1,114 @@
+"""From a config to the parts of a run: the policy, its environments, and the phases of training as compiled functions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from envs_jax.environment import Params as EnvParams
+from envs_jax.wrappers import AutoReset, held_out_table
+from jaxvlmrl.config import Config, ConfigError
+from jaxvlmrl.imitation import Imitation
+from jaxvlmrl.models.layers import Params
+from jaxvlmrl.policy import Policy
+from jaxvlmrl.text.chat import Chat
+from jaxvlmrl.text.tokenizer import Tokenizer
+from jaxvlmrl.update import ActorCritic, Metrics
+
+GAMES, ORDER = 0x6A3E5, 0x0D3E  # folded into the run's key: demonstrated games, and everything else
+
+
+class Phase(NamedTuple):
+    """A part of training. `State` is any pytree with the policy's parameters in its field `policy`."""
+
+    name: str
+    num_updates: int
+    turns_per_update: int  # of all environments together
+    validate_every: int
+    init: Callable[[Params, jax.Array], Any]  # (policy, key) -> State
+    step: Callable[[Any, jax.Array, jax.Array], tuple[Any, Metrics]]  # (State, key, index) -> (State, metrics)
+
+    def compile(self, state: Any) -> Callable[[Any, jax.Array, jax.Array], tuple[Any, Metrics]]:
+        """The whole update as one program that takes over the state's memory; traced and compiled once, here."""
+        step = jax.jit(self.step, donate_argnums=0)
+        return step.lower(state, jax.random.key(0), jnp.int32(0)).compile()
+
+
+def make_policy(config: Config) -> Policy:
+    """The policy a config describes. Raises `ConfigError` where its parts do not fit each other."""
+    env, talk, vision = config.env, config.conversation, config.model.vision
+    image = jax.eval_shape(lambda: env.observe(env.init(jax.random.key(0), config.env_params)))["image"]
+    if image.shape[:2] != (vision.image_size, vision.image_size):
+        height, width = image.shape[:2]
+        raise ConfigError(
+            f"the model looks at {vision.image_size} x {vision.image_size} pixels, not {width} x {height}"
+        )
+    if vision.image_size % (vision.patch_size * config.model.shuffle):
+        raise ConfigError(f"{vision.image_size} pixels are no whole number of shuffled patches of {vision.patch_size}")
+    try:
+        tokenizer = Tokenizer(talk.tokenizer)
+        if tokenizer.vocab_size > config.model.text.vocab_size:
+            count = f"{tokenizer.vocab_size} tokens, the model has {config.model.text.vocab_size}"
+            raise ConfigError(f"the tokenizer knows {count}")
+        prompt = env.short_prompt if talk.short_prompt else env.prompt
+        turns = int(config.env_params.max_turns)
+        chat = Chat(tokenizer, prompt, config.model.num_image_tokens, turns, talk.max_answer_tokens)
+        for action in env.actions():
+            chat.answer_ids(env.answer_text(action))
+        longest = len(chat.prefix_ids) + turns * chat.tokens_per_turn
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    if longest > config.model.text.max_positions:
+        limit = config.model.text.max_positions
+        raise ConfigError(f"a conversation of {turns} turns takes {longest} tokens, the model has room for {limit}")
+    return Policy(config.model, chat, env, talk.window, talk.constrained, talk.temperature)
+
+
+def make_env(config: Config) -> AutoReset:
+    """The training environment, which never shows an evaluation or validation episode."""
+    seeds = config.evaluation
+    ranges = [seeds.published, seeds.test, seeds.validation]
+    return AutoReset(config.env, held_out_table(config.env, config.env_params, ranges))
+
+
+def make_phases(config: Config, policy: Policy) -> list[Phase]:
+    """The config's phases in their order; those of 0 updates are left out."""
+    env = make_env(config)
+    phases = [imitation_phase(config, policy, env), rl_phase(config, policy, env)]
+    return [phase for phase in phases if phase.num_updates]
+
+
+def imitation_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
+    phase = config.imitation
+    imitation = Imitation(
+        policy, env, phase.demonstrations, phase.optimizer.make(phase.num_updates, phase.minibatches),
+        jax.random.fold_in(jax.random.key(config.seed), GAMES), phase.num_turns, phase.minibatches,
+    )  # fmt: skip
+    env_params = batched(config.env_params, phase.num_envs)
+    return Phase(
+        "imitation", phase.num_updates, phase.num_envs * phase.num_turns, phase.validate_every,
+        lambda params, key: imitation.init(params, env_params, key),
+        lambda state, key, index: imitation.step(state, env_params, key),
+    )  # fmt: skip
+
+
+def rl_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
+    phase = config.rl
+    steps = phase.epochs * phase.minibatches
+    actor_critic = ActorCritic(
+        policy, config.critic, env, config.algorithm, phase.optimizer.make(phase.num_updates, steps),
+        phase.critic_optimizer.make(phase.num_updates, steps), phase.num_updates, phase.num_turns, phase.epochs,
+        phase.minibatches, phase.microbatches, phase.old_log_prob,
+    )  # fmt: skip
+    env_params = batched(config.env_params, phase.num_envs)
+    return Phase(
+        "rl", phase.num_updates, phase.num_envs * phase.num_turns, phase.validate_every,
+        lambda params, key: actor_critic.init(params, env_params, key),
+        lambda state, key, index: actor_critic.step(state, env_params, key, index),
+    )  # fmt: skip
+
+
+def batched(env_params: EnvParams, count: int) -> EnvParams:
+    """The same numbers for each of `count` environments."""
+    return jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x), (count, *jnp.shape(x))), env_params)

@@ -1,0 +1,93 @@
+"""What the commands share: flags, and errors in one sentence with an exit code that is not 0."""
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from jaxvlmrl.config import Config, ConfigError, unknown_field
+
+BAD_INPUT = 2  # exit code
+
+
+def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:
+    """The flags that `define` declares, read from argv. Raises `ConfigError` for what cannot be read."""
+    values = flags.FlagValues()
+    define(values)
+    try:
+        rest = values(list(argv))
+    except flags.Error as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    if len(rest) > 1:
+        raise ConfigError(f"{rest[1]} is no flag; flags are written --name=value")
+    return values
+
+
+def define_config(values: flags.FlagValues, argv: Sequence[str]) -> None:
+    """--config=configs/NAME.py[:variant] and an override for each of its fields."""
+    help_text = "configs/NAME.py[:variant]; override fields with --config.a.b=value"
+    config_flags.DEFINE_config_file("config", None, help_text, flag_values=values, sys_argv=list(argv))
+
+
+def read_config(argv: Sequence[str], define: Callable[[flags.FlagValues], None]) -> tuple[Config, flags.FlagValues]:
+    """(the config with its overrides, checked; all flags)."""
+
+    def define_all(values: flags.FlagValues) -> None:
+        define_config(values, argv)
+        define(values)
+
+    try:
+        values = parse(argv, define_all)
+    except KeyError as error:
+        raise ConfigError(_first_unknown_field(argv)) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"an override of the config cannot be read: {str(error).splitlines()[0]}") from error
+    if values["config"].value is None:
+        raise ConfigError("say which config to run: --config=configs/quickstart.py")
+    try:
+        config = values["config"].value
+        config.check()
+    except OSError as error:
+        raise ConfigError(str(error.__cause__ or error).splitlines()[0]) from error
+    return config, values
+
+
+def _first_unknown_field(argv: Sequence[str]) -> str:
+    path = next(arg.split("=")[1] for arg in argv if arg.startswith("--config="))
+    values = flags.FlagValues()
+    define_config(values, [argv[0], f"--config={path}"])
+    config = values([argv[0], f"--config={path}"]) and values["config"].value
+    for argument in argv:
+        found = re.match(r"--(?:no)?config\.([\w.]+)", argument)
+        if found and not _has(config, found[1]):
+            return unknown_field(config, found[1])
+    return "a field of the config does not exist"
+
+
+def _has(part: Any, path: str) -> bool:
+    for name in path.split("."):
+        if not hasattr(part, name):
+            return False
+        part = getattr(part, name)
+    return True
+
+
+def config_name(values: flags.FlagValues) -> str:
+    """`quickstart` or `quickstart-tiny`, of --config=configs/quickstart.py[:tiny]."""
+    path, _, variant = str(config_flags.get_config_filename(values["config"])).partition(":")
+    return Path(path).stem + (f"-{variant}" if variant else "")
+
+
+def guarded(command: str, run: Callable[[], int]) -> None:
+    """Runs a command; bad input is one sentence on stderr and exit code 2."""
+    try:
+        sys.exit(run())
+    except ConfigError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)

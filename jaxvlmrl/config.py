@@ -1,0 +1,206 @@
+"""One tree of dataclasses says everything about a run; it is checked, written to config.json and read back from there.
+
+Whatever a component needs to know is a field of its own dataclass, with its default there. Fields that name one of a few
+choices carry them as metadata. Source: DESIGN 7.
+"""
+
+import dataclasses
+import difflib
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from envs_jax import GridWalker
+from envs_jax.environment import TextEnvironment
+from envs_jax.grid_walker import grid_walker
+from envs_jax.grid_walker.players import FewestCommands
+from jaxvlmrl.algorithms.vl_dac import VLDAC
+from jaxvlmrl.imitation import Demonstrations
+from jaxvlmrl.models.critics import CNNCritic, Critic
+from jaxvlmrl.models.smolvlm import SmolVLM
+from jaxvlmrl.optimizer import Optimizer
+from jaxvlmrl.text.tokenizer import TINY
+
+
+class ConfigError(ValueError):
+    """Something a user wrote cannot be run; the message is one sentence that says what."""
+
+
+@dataclass
+class Conversation:
+    """How the model is spoken to."""
+
+    tokenizer: str = str(TINY)  # a folder with tokenizer.json and chat_template.json
+    short_prompt: bool = True  # the environment's few words in place of its rules
+    window: int = 4  # turns in sight, the current one included
+    max_answer_tokens: int = 6
+    constrained: bool = False  # only canonical answers can be sampled
+    temperature: float = 1.0
+
+
+@dataclass
+class ImitationPhase:
+    """The supervised phase; 0 updates leave it out."""
+
+    num_updates: int = 0
+    num_envs: int = 64
+    num_turns: int = 12  # of every game an update
+    minibatches: int = 2
+    validate_every: int = 25  # updates
+    demonstrations: Demonstrations = field(default_factory=lambda: Demonstrations(FewestCommands()))
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(warmup_updates=5, b2=0.98, max_grad_norm=1.0))
+
+
+@dataclass
+class RLPhase:
+    """The phase of reinforcement learning; 0 updates leave it out."""
+
+    num_updates: int = 0
+    num_envs: int = 256
+    num_turns: int = 15  # of every environment an update
+    epochs: int = 2
+    minibatches: int = 8
+    microbatches: int = 2  # a minibatch's gradient is gathered in so many parts; 8 to 16 environments each suit a CPU
+    validate_every: int = 10  # updates
+    old_log_prob: str = field(default="sampler", metadata={"choices": ("sampler", "recomputed")})
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    critic_optimizer: Optimizer = field(default_factory=lambda: Optimizer(max_grad_norm=1.0))
+
+
+@dataclass
+class Evaluation:
+    """Seeds are half-open ranges of numbers; their layouts never occur in training."""
+
+    test: tuple = (1000, 2000)  # looked at once, at the end
+    validation: tuple = (5000, 5256)  # chooses the checkpoint
+    published: tuple = (0, 20)
+    batch: int = 256  # episodes at a time
+
+
+@dataclass
+class Config:
+    """A run."""
+
+    env: TextEnvironment = field(default_factory=GridWalker)
+    env_params: Any = field(default_factory=grid_walker.Params)
+    model: SmolVLM = field(default_factory=SmolVLM)
+    conversation: Conversation = field(default_factory=Conversation)
+    algorithm: VLDAC = field(default_factory=VLDAC)
+    critic: Critic = field(default_factory=CNNCritic)
+    imitation: ImitationPhase = field(default_factory=ImitationPhase)
+    rl: RLPhase = field(default_factory=RLPhase)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    checkpoint_every: int = 25  # updates
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises `ConfigError` for what cannot be run."""
+        _check_choices(self, "config")
+        for name, phase in (("imitation", self.imitation), ("rl", self.rl)):
+            _check_sizes(f"config.{name}", phase)
+        if self.imitation.num_updates + self.rl.num_updates == 0:
+            raise ConfigError("config.imitation.num_updates and config.rl.num_updates are both 0: nothing to do")
+        if self.rl.num_envs % (self.rl.minibatches * self.rl.microbatches):
+            parts = f"{self.rl.minibatches} minibatches of {self.rl.microbatches} parts"
+            raise ConfigError(f"config.rl.num_envs = {self.rl.num_envs} cannot be cut into {parts}")
+        if self.imitation.num_envs % self.imitation.minibatches:
+            count = f"{self.imitation.num_envs} cannot be cut into {self.imitation.minibatches} minibatches"
+            raise ConfigError(f"config.imitation.num_envs = {count}")
+        if self.conversation.window < 1 or self.conversation.max_answer_tokens < 2:
+            raise ConfigError("config.conversation needs a window of at least 1 turn and at least 2 answer tokens")
+        if self.conversation.temperature <= 0 or self.checkpoint_every < 1:
+            raise ConfigError("config.conversation.temperature and config.checkpoint_every must be above 0")
+        try:
+            self.env.check(self.env_params)
+        except ValueError as error:
+            raise ConfigError(f"the environment cannot be made: {error}") from error
+
+
+def _check_sizes(path: str, phase: ImitationPhase | RLPhase) -> None:
+    for item in dataclasses.fields(phase):
+        value = getattr(phase, item.name)
+        if isinstance(value, int) and value < (0 if item.name == "num_updates" else 1):
+            raise ConfigError(f"{path}.{item.name} = {value} is too small")
+
+
+def _check_choices(part: Any, path: str) -> None:
+    for item in dataclasses.fields(part):
+        value = getattr(part, item.name)
+        choices = item.metadata.get("choices")
+        if choices and value not in choices:
+            raise ConfigError(f"{path}.{item.name} is {value!r}; it is one of {', '.join(map(repr, choices))}")
+        if dataclasses.is_dataclass(value):
+            _check_choices(value, f"{path}.{item.name}")
+
+
+def unknown_field(config: Any, path: str) -> str:
+    """One sentence about a dotted path that is not in a config, with the nearest name that is."""
+    known, _ = zip(*flatten(config).items())
+    known = sorted({".".join(name.split(".")[: i + 1]) for name in known for i in range(name.count(".") + 1)})
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
+    last = [name for name in known if name.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
+    return f"config has no field {path}; the nearest is {(last or near)[0]}"
+
+
+# config.json
+
+
+def to_json(part: Any) -> Any:
+    """Plain data that `from_json` reads back; a dataclass becomes its fields and its type."""
+    if dataclasses.is_dataclass(part) and not isinstance(part, type):
+        fields = {item.name: to_json(getattr(part, item.name)) for item in dataclasses.fields(part)}
+        return {"type": f"{type(part).__module__}:{type(part).__qualname__}"} | fields
+    if isinstance(part, tuple | list):
+        return [to_json(item) for item in part]
+    return part
+
+
+def from_json(data: Any) -> Any:
+    """What `to_json` was given. Only dataclasses are made; fields that are new since then get their defaults."""
+    if isinstance(data, list):
+        return tuple(from_json(item) for item in data)
+    if not isinstance(data, dict):
+        return data
+    fields = {name: from_json(value) for name, value in data.items() if name != "type"}
+    try:
+        module, name = data["type"].split(":")
+        kind = getattr(importlib.import_module(module), name)
+    except (KeyError, ValueError, ImportError, AttributeError) as error:
+        raise ConfigError(f"config.json names something that does not exist: {error}") from error
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise ConfigError(f"config.json names {data['type']}, which is no part of a config")
+    unknown = set(fields) - {item.name for item in dataclasses.fields(kind)}
+    if unknown:
+        raise ConfigError(f"config.json gives {data['type']} a field it does not have: {', '.join(sorted(unknown))}")
+    return kind(**fields)
+
+
+def flatten(part: Any, path: str = "") -> dict[str, Any]:
+    """Leaves by dotted path; a part's type is one of them where it is not the only possible one."""
+    if not dataclasses.is_dataclass(part):
+        return {path: part}
+    found: dict[str, Any] = {}
+    for item in dataclasses.fields(part):
+        found |= flatten(getattr(part, item.name), f"{path}.{item.name}" if path else item.name)
+    return found or {path: type(part).__name__}
+
+
+def differences(old: Any, new: Any) -> list[str]:
+    """`path: old -> new` for every leaf in which two configs differ, their types included."""
+    before, after = _leaves(to_json(old), ""), _leaves(to_json(new), "")
+    paths = sorted(before.keys() | after.keys())
+    absent = "(absent)"
+    return [
+        f"{path}: {before.get(path, absent)} -> {after.get(path, absent)}"
+        for path in paths
+        if before.get(path, absent) != after.get(path, absent)
+    ]
+
+
+def _leaves(data: Any, path: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        return {path: data}
+    found: dict[str, Any] = {}
+    for name, value in data.items():
+        found |= _leaves(value, f"{path}.{name}" if path else name)
+    return found

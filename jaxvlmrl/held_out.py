@@ -1,0 +1,71 @@
+"""The end of a run: what its policies do on seeds that nothing before has looked at, in figures and pictures."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxvlmrl import pictures
+from jaxvlmrl.config import Config
+from jaxvlmrl.episodes import Evaluator, summarise
+from jaxvlmrl.models.layers import Params
+from jaxvlmrl.runs import Run, this_machine
+
+SAMPLING_SEED = 1
+
+
+def finish(
+    config: Config, run: Run, evaluator: Evaluator, best: Params, before: Params, wall_s: Callable[[], float]
+) -> dict[str, Any]:
+    """Plays, draws and writes summary.json, last of all. `wall_s` tells the run's clock, and is asked at the very end."""
+    test = range(*config.evaluation.test)
+    key = jax.random.key(SAMPLING_SEED)
+    summary: dict[str, Any] = {"config": run.folder.name, "heldout": measure(evaluator, best, test, key)}
+    if config.rl.num_updates:
+        summary["before_rl"] = measure(evaluator, before, test, key)
+        lost, was_lost = (1 - summary[name]["win_rate_greedy"] for name in ("heldout", "before_rl"))
+        summary["losses_removed"] = 1 - lost / was_lost if was_lost else None
+    for eyes in ("blank", "shuffled"):
+        seen = summarise(evaluator.play(best, test, key, greedy=True, eyes=eyes))
+        summary[f"win_rate_{eyes}_images"] = seen["win_rate"]
+    published = evaluator.play(best, range(*config.evaluation.published), key, greedy=True)
+    summary["published_seeds"] = {"episodes": len(published.won), "wins": int(published.won.sum())}
+    policy = evaluator.policy
+    pictures.learning_curve(run.rows(), run.folder / "curve.png")
+    pictures.episode_gif(policy.env, config.env_params, policy.chat.tokenizer, published, run.folder / "episodes.gif")
+    summary |= {"wall_s": round(wall_s(), 1), "machine": this_machine()}
+    run.finish(summary)
+    return summary
+
+
+def measure(evaluator: Evaluator, params: Params, seeds: range, key: jax.Array) -> dict[str, Any]:
+    """A policy's figures on the test seeds, greedy unless they say otherwise."""
+    greedy = summarise(evaluator.play(params, seeds, key, greedy=True))
+    sampled = summarise(evaluator.play(params, seeds, key, greedy=False))
+    return {
+        "episodes": greedy["episodes"],
+        "win_rate_greedy": greedy["win_rate"],
+        "win_rate_sampled": sampled["win_rate"],
+        "mean_turns": greedy["mean_turns"],
+        "ci95": [greedy["ci95_low"], greedy["ci95_high"]],
+        "wins_within_5": greedy["wins_within_5"],
+        "unparsable_share": greedy["unparsable_share"],
+    }
+
+
+def in_words(summary: dict[str, Any]) -> str:
+    """A finished run in a few lines."""
+    after = summary["heldout"]
+    low, high = after["ci95"]
+    lines = [
+        f"finished in {summary['wall_s']:.0f} s. On {after['episodes']} held-out games: "
+        f"{after['win_rate_greedy']:.1%} won (95% interval {low:.1%} to {high:.1%}), "
+        f"in {after['mean_turns']:.2f} turns on average; {after['win_rate_sampled']:.1%} with sampled answers."
+    ]
+    if "before_rl" in summary:
+        lines.append(f"Before reinforcement learning: {summary['before_rl']['win_rate_greedy']:.1%} won.")
+    blind = (
+        f"{summary['win_rate_blank_images']:.1%} with blank, {summary['win_rate_shuffled_images']:.1%} with shuffled"
+    )
+    lines.append(f"The same player with other eyes: {blind} images.")
+    return "\n".join(lines)

@@ -1,0 +1,102 @@
+"""Pictures of a run: its learning curve, and episodes with the model's own answers under the frames."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from envs_jax.environment import Params as EnvParams
+from envs_jax.environment import TextEnvironment
+from jaxvlmrl.episodes import ENDED, Episodes
+from jaxvlmrl.text.tokenizer import Tokenizer
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+
+FRAME = 256  # pixels on a side of a GIF's frames
+CAPTION = 44
+INK, PAPER, GOLD = "#1c2430", "#ffffff", "#c98a00"
+
+
+def learning_curve(rows: list[dict[str, Any]], path: Path) -> None:
+    """Win rates along a run, imitation and reinforcement learning on one axis of games' turns."""
+    figure, axis = plt.subplots(figsize=(7, 4), dpi=120, layout="constrained")
+    reached = [(row["turns"], row["phase"], row) for row in rows]
+    rl = [(turns, row["rollout/success_rate"]) for turns, phase, row in reached if phase == "rl"]
+    if rl:
+        axis.plot(*zip(*rl), color="#9fb4d0", linewidth=1, label="training games, sampled")
+    for phase, colour in (("imitation", "#7a7f87"), ("rl", "#1f5fbf")):
+        points = [
+            (turns, row["validation/win_rate"])
+            for turns, p, row in reached
+            if p == phase and "validation/win_rate" in row
+        ]
+        if points:
+            axis.plot(
+                *zip(*points), color=colour, marker="o", markersize=3, label=f"validation games, greedy ({phase})"
+            )
+    starts = [turns for turns, phase, _ in reached if phase == "rl"]
+    if starts and starts[0] > reached[0][0]:
+        axis.axvline(starts[0], color=INK, linewidth=0.8, linestyle=":")
+        axis.annotate(
+            "reinforcement learning starts", (starts[0], 0.02), xytext=(4, 0), textcoords="offset points", fontsize=8
+        )
+    axis.set(xlabel="turns played", ylabel="share of games won", ylim=(0, 1.02))
+    axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1e3:.0f}k")
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def episode_frames(
+    env: TextEnvironment, env_params: EnvParams, tokenizer: Tokenizer, episodes: Episodes, index: int
+) -> list[Image.Image]:
+    """One picture a turn with the answer under it, then one of the end."""
+    drawn = jax.jit(lambda state: env.observe(state)["image"])
+    advance = jax.jit(lambda state, action: env.transition(jax.random.key(0), state, action, env_params)[0])
+    seed = int(episodes.seeds[index])
+    state = jax.jit(lambda n: env.init_from_number(n, env_params))(np.uint32(seed))
+    actions = [int(action) for action in episodes.actions[index] if action != ENDED]
+    frames = []
+    for turn, action in enumerate(actions):
+        kept = episodes.answer_ids[index, turn][episodes.answer_valid[index, turn]]
+        answer = tokenizer.decode(kept.tolist()) or "(says nothing)"
+        frames.append(captioned(drawn(state), f"seed {seed}, turn {turn + 1}", answer))
+        state = advance(state, action)
+    ending = f"won in {len(actions)}" if episodes.won[index] else "not won"
+    return [*frames, captioned(drawn(state), f"seed {seed}", ending)]
+
+
+def captioned(image: jax.Array, title: str, text: str) -> Image.Image:
+    """A frame enlarged without smoothing, over two lines of text."""
+    picture = Image.new("RGB", (FRAME, FRAME + CAPTION), PAPER)
+    frame = Image.fromarray(np.asarray(image))
+    height = round(FRAME * frame.height / frame.width)
+    picture.paste(frame.resize((FRAME, height), Image.Resampling.NEAREST), (0, 0))
+    draw = ImageDraw.Draw(picture)
+    draw.text((8, FRAME + 4), title, fill="#5d6672", font=ImageFont.load_default(12))
+    draw.text((8, FRAME + 20), text, fill=INK, font=ImageFont.load_default(17))
+    return picture
+
+
+def episode_gif(
+    env: TextEnvironment, env_params: EnvParams, tokenizer: Tokenizer, episodes: Episodes, path: Path, columns: int = 4
+) -> None:
+    """The first episodes side by side; one that is over shows its end until all are."""
+    count = min(columns, len(episodes.seeds))
+    films = [episode_frames(env, env_params, tokenizer, episodes, index) for index in range(count)]
+    length = max(map(len, films))
+    width, height = films[0][0].size
+    sheets = []
+    for time in range(length + 1):  # the last picture stands twice as long
+        sheet = Image.new("RGB", (count * (width + 8) - 8, height), PAPER)
+        for column, film in enumerate(films):
+            sheet.paste(film[min(time, len(film) - 1)], (column * (width + 8), 0))
+        sheets.append(sheet.quantize(128))
+    sheets[0].save(path, save_all=True, append_images=sheets[1:], duration=900, loop=0, optimize=True)

@@ -1,0 +1,208 @@
+"""Training: `python -m jaxvlmrl.train --config=configs/quickstart.py [--workdir=DIR] [--config.a.b=value]`.
+
+A config becomes phases, a phase becomes one compiled update, and updates follow one another until all are made. The same
+command again goes on where the last checkpoint stands; a finished run says its summary.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from tqdm import tqdm
+
+from jaxvlmrl import command_line, held_out
+from jaxvlmrl.building import ORDER, Phase, make_phases, make_policy
+from jaxvlmrl.config import Config
+from jaxvlmrl.episodes import Evaluator, summarise
+from jaxvlmrl.models.layers import Params
+from jaxvlmrl.runs import Position, Run, this_machine
+from jaxvlmrl.watchdog import Watchdog
+
+Row = dict[str, float | int | str]
+
+
+class Progress(NamedTuple):
+    """Between updates: all that a run is, but for its phase's own state."""
+
+    position: Position
+    best: Params  # the policy that did best on validation; the next phase starts from it
+    before: Params  # the one this phase started from
+
+
+class Stopped(Exception):
+    """The run was told to stop, and has saved itself."""
+
+
+class Stop:
+    """Whether, and by which signal, the run has been told to stop."""
+
+    signal: int | None = None
+
+
+def train(config: Config, folder: Path, started: float) -> dict[str, Any]:
+    """The whole run; returns its summary, which is also in summary.json. `started`: since when the clock runs."""
+    policy = make_policy(config)
+    with Run(folder, config) as run, stopping_on_signals() as stop:
+        if (summary := run.summary()) is not None:
+            return summary
+        phases = make_phases(config, policy)
+        evaluator = Evaluator(policy, config.env_params, config.evaluation.batch)
+        fresh = jax.jit(policy.model.init)(jax.random.key(config.seed))
+        position = run.last() or Position()
+        loop = Loop(config, run, evaluator, Watchdog(), stop, started - position.wall_s)
+        progress = Progress(position, fresh, fresh)
+        for index in range(position.phase, len(phases)):
+            progress = loop.run_phase(index, phases[index], progress)
+        return held_out.finish(config, run, evaluator, progress.best, progress.before, loop.wall_s)
+
+
+class Loop(NamedTuple):
+    """What does not change while a run goes on."""
+
+    config: Config
+    run: Run
+    evaluator: Evaluator
+    watchdog: Watchdog
+    stop: Stop
+    clock_zero: float
+
+    def wall_s(self) -> float:
+        """Seconds spent on the run, those before it was resumed included."""
+        return time.time() - self.clock_zero
+
+    def run_phase(self, index: int, phase: Phase, progress: Progress) -> Progress:
+        """All updates of a phase that are still to be made."""
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), ORDER), index)
+        state, progress = self.enter(index, phase, progress, key)
+        compile_started = time.time()
+        step = phase.compile(state)
+        say(f"{phase.name}: train_step compiled once, in {time.time() - compile_started:.1f} s")
+        first, total = progress.position.update, phase.num_updates
+        with tqdm(total=total, initial=first, desc=phase.name, disable=None, dynamic_ncols=True) as bar:
+            for update in range(first, total):
+                update_started = time.time()
+                state, metrics = step(state, jax.random.fold_in(key, update), jnp.int32(update))
+                row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                progress, row = self.note(phase, progress, state.policy, row, time.time() - update_started)
+                tell(bar, phase, progress.position, row, self.watchdog.look(row))
+                self.save_if_due(progress, state, is_last=update + 1 == total)
+        return progress
+
+    def enter(self, index: int, phase: Phase, progress: Progress, key: jax.Array) -> tuple[Any, Progress]:
+        """A phase's state: its first one, or the checkpoint's if that is of this phase."""
+        position = progress.position
+        state = jax.jit(phase.init)(progress.best, jax.random.fold_in(key, phase.num_updates))
+        if position.phase == index and position.row:
+            state, best, before = self.run.restore((state, progress.best, progress.before))
+            say(f"goes on with {phase.name} after update {position.update} of {phase.num_updates}")
+            if position.made_on != this_machine():
+                say(f"the checkpoint is of another machine ({position.made_on}): the run goes on, bits may differ")
+            self.run.save_best(best)
+            return state, Progress(position, best, before)
+        return state, Progress(position._replace(phase=index, update=0), progress.best, progress.best)
+
+    def note(self, phase: Phase, progress: Progress, policy: Params, row: Row, seconds: float) -> tuple[Progress, Row]:
+        """The progress after one more update, which is written down, and validated if it is its turn."""
+        at = progress.position
+        at = at._replace(update=at.update + 1, row=at.row + 1, turns=at.turns + phase.turns_per_update)
+        row = {"phase": phase.name, "update": at.update, "turns": at.turns} | row
+        row["time/turns_per_s"] = phase.turns_per_update / seconds
+        if "rollout/tokens" in row:
+            row["time/tokens_per_s"] = float(row["rollout/tokens"]) / seconds
+        progress = progress._replace(position=at)
+        if at.update % phase.validate_every == 0 or at.update == phase.num_updates:
+            progress, found = self.validate(progress, policy)
+            row |= found
+        row["time/wall_s"] = self.wall_s()
+        self.run.write(at.row - 1, row)
+        return progress._replace(position=progress.position._replace(wall_s=self.wall_s())), row
+
+    def validate(self, progress: Progress, policy: Params) -> tuple[Progress, Row]:
+        """Greedy play on the validation seeds; the best policy so far is kept."""
+        seeds = range(*self.config.evaluation.validation)
+        found = summarise(self.evaluator.play(policy, seeds, jax.random.key(0), greedy=True))
+        row: Row = {f"validation/{name}": found[name] for name in ("win_rate", "mean_turns", "unparsable_share")}
+        score = (found["win_rate"], -found["mean_turns"] if found["wins"] else 0.0)
+        at = progress.position
+        if score > at.best_score or at.best_update == 0:
+            kept = jax.tree.map(jnp.copy, policy)
+            progress = progress._replace(best=kept, position=at._replace(best_score=score, best_update=at.row))
+            self.run.save_best(kept)
+        return progress, row
+
+    def save_if_due(self, progress: Progress, state: Any, is_last: bool) -> None:
+        is_stopped = self.stop.signal is not None
+        if is_last or is_stopped or progress.position.update % self.config.checkpoint_every == 0:
+            self.run.save(progress.position, (state, progress.best, progress.before))
+        if is_stopped:
+            raise Stopped
+
+
+def tell(bar: tqdm, phase: Phase, at: Position, row: Row, complaints: list[str]) -> None:
+    """The figures people want: on the bar always, as a line when they were validated; and what is wrong, in words."""
+    shares = {name.removeprefix("command/"): float(x) for name, x in row.items() if name.startswith("command/")}
+    figures = [f"{row['time/turns_per_s']:.0f} turns/s"]
+    if "rollout/success_rate" in row:
+        figures = [f"wins {row['rollout/success_rate']:.0%}", *figures, f"{row['time/tokens_per_s']:.0f} tokens/s"]
+    else:
+        figures = [f"loss {row['imitation/loss']:.3f}", *figures]
+    if shares:
+        figures.append(" ".join(f"{name.replace('forward_', '')} {share:.0%}" for name, share in shares.items()))
+    bar.set_postfix_str(", ".join(figures), refresh=False)
+    bar.update()
+    if "validation/win_rate" in row:
+        wins = f"validation {row['validation/win_rate']:.1%} in {row['validation/mean_turns']:.2f} turns"
+        heading = f"{phase.name} {at.update}/{phase.num_updates}, {at.turns / 1e3:.0f}k turns, {at.wall_s:.0f} s"
+        say(f"{heading}: {wins}; {', '.join(figures)}")
+    for sentence in complaints:
+        say(f"watchdog: update {at.update}: {sentence}")
+
+
+def say(line: str) -> None:
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+@contextmanager
+def stopping_on_signals() -> Iterator[Stop]:
+    """The first SIGINT or SIGTERM stops after the update under way; a second one does not wait."""
+    stop, old = Stop(), {}
+
+    def note(number: int, _: object) -> None:
+        stop.signal = number
+        say("stopping: saves after this update; the same command goes on from there")
+        signal.signal(number, old[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        old[number] = signal.signal(number, note)
+    try:
+        yield stop
+    except Stopped:
+        sys.exit(128 + (stop.signal or 0))
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def main(argv: list[str], started: float) -> int:
+    define = lambda values: flags.DEFINE_string(
+        "workdir", None, "runs/<config>-<seed> if not given", flag_values=values
+    )
+    config, values = command_line.read_config(argv, define)
+    default = f"runs/{command_line.config_name(values)}-{config.seed}"
+    folder = Path(values["workdir"].value or default)
+    summary = train(config, folder, started)
+    say(held_out.in_words(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    process_started = time.time()
+    command_line.guarded("jaxvlmrl.train", lambda: main(sys.argv, process_started))

@@ -1,0 +1,43 @@
+"""Says in words when a run is not well. Looks only at metrics; changes nothing."""
+
+from collections.abc import Mapping
+
+MAX_GAP = 1e-4  # of log-probs between sampler and trainer, in float32
+
+
+class Watchdog:
+    """Each complaint is made once, when it begins, and again if it went away and came back."""
+
+    def __init__(self) -> None:
+        self._standing: set[str] = set()
+        self._used: set[str] = set()
+
+    def look(self, metrics: Mapping[str, float]) -> list[str]:
+        """The sentences that are new with this row of an update."""
+        found = {sentence.split(":")[0]: sentence for sentence in self._complaints(metrics)}
+        new = [sentence for topic, sentence in found.items() if topic not in self._standing]
+        self._standing = set(found)
+        return new
+
+    def _complaints(self, metrics: Mapping[str, float]) -> list[str]:
+        found = []
+        bad = [name for name, value in metrics.items() if value != value]
+        if bad:
+            found.append(f"not a number: {', '.join(bad)}")
+        if metrics.get("rollout/reward_spread", 1.0) == 0.0:
+            found.append("rewards: all are equal, so there is nothing to learn from")
+        unparsable = metrics.get("rollout/unparsable_share", 0.0)
+        if unparsable > 0.1:
+            found.append(f"answers: {unparsable:.0%} cannot be read")
+        if metrics.get("ratio/max_gap", 0.0) > MAX_GAP:
+            found.append(f"ratio: sampler and trainer differ by {metrics['ratio/max_gap']:.1e} in log-probability")
+        if metrics.get("policy/entropy", 1.0) < 1e-3:
+            found.append("entropy: it is gone, the policy no longer tries anything else")
+        return found + self._died_out(metrics)
+
+    def _died_out(self, metrics: Mapping[str, float]) -> list[str]:
+        shares = {name: share for name, share in metrics.items() if name.startswith("command/")}
+        self._used |= {name for name, share in shares.items() if share > 0.02}
+        gone = [name for name in sorted(self._used) if shares.get(name, 1.0) < 1e-3]
+        names = [name.removeprefix("command/").replace("_", " ") for name in gone]
+        return [f"command {name}: it died out, it used to be more than 2% of all" for name in names]
