@@ -8,9 +8,12 @@ frames that are looked at.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
+
+if TYPE_CHECKING:
+    from envs_jax.players import Player
 
 State = Any  # a pytree of arrays
 Params = Any  # a pytree of numbers that may change, per environment, without recompiling
@@ -107,6 +110,10 @@ class TextEnvironment(Environment):
     @abstractmethod
     def parse_answer(self, text: str) -> int:
         """The action of a model's answer, on the host."""
+
+    def players(self) -> dict[str, "Player"]:
+        """Scripted players by name that tell an evaluation what knowing, or looking, is worth."""
+        return {}
 
     @abstractmethod
     def answer_parser(self) -> AnswerParser:

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs_jax.environment import Info, State, TextEnvironment
 from envs_jax.environment import Params as EnvParams
-from envs_jax.environment import State, TextEnvironment
 from envs_jax.players import Player
 from envs_jax.wrappers import AutoReset, Step
 from jaxvlmrl import rollout
@@ -83,7 +83,7 @@ class Evaluator:
         return won, turns, efficiency, actions, swap(played.turns.answer_ids), valid
 
 
-def outcomes(is_done: jax.Array, info: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+def outcomes(is_done: jax.Array, info: Info) -> tuple[jax.Array, ...]:
     """(whether the episode was over before the turn [T, N], won, turns, efficiency [N]) of turns [T, N]."""
     was_done = jnp.cumsum(is_done, axis=0) - is_done > 0
     last = is_done & ~was_done
@@ -110,13 +110,14 @@ def play_scripted(
         _, (actions, is_done, info) = jax.lax.scan(
             turn, (state, player.start(env, state)), jax.random.split(key, turns)
         )
-        was_done, *found = outcomes(is_done, info)
-        return *found, jnp.where(was_done, ENDED, actions)
+        was_done, won, turns_played, efficiency = outcomes(is_done, info)
+        return won, turns_played, efficiency, jnp.where(was_done, ENDED, actions)
 
     keys = jax.random.split(key, len(numbers))
     found = jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(numbers, keys))
     nothing = np.zeros((len(numbers), turns, 0))
-    return Episodes(numbers, *found, nothing.astype(np.int32), nothing.astype(bool))
+    won, turns_played, efficiency, actions = found
+    return Episodes(numbers, won, turns_played, efficiency, actions, nothing.astype(np.int32), nothing.astype(bool))
 
 
 # What is said of episodes

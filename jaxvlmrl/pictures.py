@@ -23,28 +23,16 @@ INK, PAPER, GOLD = "#1c2430", "#ffffff", "#c98a00"
 
 
 def learning_curve(rows: list[dict[str, Any]], path: Path) -> None:
-    """Win rates along a run, imitation and reinforcement learning on one axis of games' turns."""
+    """Win rates along a run, imitation and reinforcement learning on one axis of turns played."""
     figure, axis = plt.subplots(figsize=(7, 4), dpi=120, layout="constrained")
-    reached = [(row["turns"], row["phase"], row) for row in rows]
-    rl = [(turns, row["rollout/success_rate"]) for turns, phase, row in reached if phase == "rl"]
-    if rl:
-        axis.plot(*zip(*rl), color="#9fb4d0", linewidth=1, label="training games, sampled")
-    for phase, colour in (("imitation", "#7a7f87"), ("rl", "#1f5fbf")):
-        points = [
-            (turns, row["validation/win_rate"])
-            for turns, p, row in reached
-            if p == phase and "validation/win_rate" in row
-        ]
-        if points:
-            axis.plot(
-                *zip(*points), color=colour, marker="o", markersize=3, label=f"validation games, greedy ({phase})"
-            )
-    starts = [turns for turns, phase, _ in reached if phase == "rl"]
-    if starts and starts[0] > reached[0][0]:
-        axis.axvline(starts[0], color=INK, linewidth=0.8, linestyle=":")
-        axis.annotate(
-            "reinforcement learning starts", (starts[0], 0.02), xytext=(4, 0), textcoords="offset points", fontsize=8
-        )
+    of_phase = lambda phase, name: [(row["turns"], row[name]) for row in rows if row["phase"] == phase and name in row]
+    if played := of_phase("rl", "rollout/success_rate"):
+        axis.plot(*zip(*played), color="#9fb4d0", linewidth=1, label="training games, sampled answers")
+    for phase, name, colour in (("imitation", "imitation", "#8a6d1f"), ("rl", "reinforcement learning", "#1f5fbf")):
+        if points := of_phase(phase, "validation/win_rate"):
+            axis.plot(*zip(*points), color=colour, marker="o", markersize=3, label=f"validation games, greedy: {name}")
+    if (imitated := of_phase("imitation", "update")) and played:
+        axis.axvline(imitated[-1][0], color=INK, linewidth=0.8, linestyle=":")
     axis.set(xlabel="turns played", ylabel="share of games won", ylim=(0, 1.02))
     axis.xaxis.set_major_formatter(lambda x, _: f"{x / 1e3:.0f}k")
     axis.grid(alpha=0.25)

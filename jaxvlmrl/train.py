@@ -25,7 +25,7 @@ from jaxvlmrl.models.layers import Params
 from jaxvlmrl.runs import Position, Run, this_machine
 from jaxvlmrl.watchdog import Watchdog
 
-Row = dict[str, float | int | str]
+Row = dict[str, Any]  # plain numbers and names
 
 
 class Progress(NamedTuple):
@@ -191,10 +191,11 @@ def stopping_on_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+def define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "runs/<config>-<seed>", flag_values=values)
+
+
 def main(argv: list[str], started: float) -> int:
-    define = lambda values: flags.DEFINE_string(
-        "workdir", None, "runs/<config>-<seed> if not given", flag_values=values
-    )
     config, values = command_line.read_config(argv, define)
     default = f"runs/{command_line.config_name(values)}-{config.seed}"
     folder = Path(values["workdir"].value or default)

@@ -70,7 +70,8 @@ class ActorCritic:
         critic_key, env_key = jax.random.split(key)
         env = self.env.env
         image = jax.eval_shape(lambda: env.observe(env.init(key, env.default_params())))["image"]
-        critic = self.critic.init(critic_key, *image.shape[:2], self.policy.model.text.width)
+        height, width, _ = image.shape
+        critic = self.critic.init(critic_key, height, width, self.policy.model.text.width)
         session = rollout.begin(self.policy, self.env, env_params, env_key)
         optimizers = self.policy_optimizer.init(params), self.critic_optimizer.init(critic)
         return Learner(params, critic, jax.tree.map(jnp.copy, params), *optimizers, session)

@@ -5,6 +5,7 @@ The folder is named by GOLDEN_DIR (default tests/data/golden); its files come wi
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -24,7 +25,7 @@ def run_gae(x: dict) -> dict:
     truncated, terminated = flags[1], flags[0] & ~flags[1]
     results = {}
     for time_limits in ("ends_are_terminal", "zero_at_truncation", "bootstrap_final_obs"):
-        of_one = lambda *columns, mode=time_limits: gae(*columns, x["gamma"], x["lam"], mode)
+        of_one = partial(gae, gamma=x["gamma"], lam=x["lam"], time_limits=time_limits)
         columns = (x["rewards"], x["values"], x["final_values"], terminated, truncated)
         advantage = jax.vmap(of_one, in_axes=1, out_axes=1)(*columns)
         results[time_limits] = {
@@ -93,8 +94,9 @@ def test_there_are_golden_files():
 @pytest.mark.parametrize(("name", "case"), cases())
 def test_golden(name: str, case: dict):
     inputs = {k: jnp.asarray(v, jnp.float32) if isinstance(v, list) else v for k, v in case["inputs"].items()}
-    compare(jax.jit(lambda arrays: RUNNERS[name](inputs | arrays))({k: v for k, v in inputs.items() if hasattr(v, "shape")}),
-            case["expected"], case["name"])  # fmt: skip
+    arrays = {k: v for k, v in inputs.items() if hasattr(v, "shape")}
+    found = jax.jit(lambda arrays: RUNNERS[name](inputs | arrays))(arrays)
+    compare(found, case["expected"], case["name"])
 
 
 def compare(got, expected, path: str) -> None:

@@ -103,8 +103,10 @@ def drawn(records: list[dict], quality: renderer.Quality) -> np.ndarray:
         settled = [np.zeros(3), np.zeros(3)]
         camera = [record["camera_position"], record["camera_target"]] if record["kind"] == "lag" else settled
         cell = [record["gridX"], record["gridZ"]]
-        board = (np.int32(record["size"]), np.int32(cells[:2]), blocks)
-        columns.append((*board, np.int32(cell), np.int32(record["facing"]), *np.float32(camera)))
+        board = (np.int32(record["size"]), np.asarray(cells[:2], np.int32), blocks)
+        eye, target = np.asarray(camera, np.float32)
+        facing = np.int32(record["facing"])
+        columns.append((*board, np.asarray(cell, np.int32), facing, eye, target))
     is_lag = records[0]["kind"] == "lag"
 
     def draw(pose):

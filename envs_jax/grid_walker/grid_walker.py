@@ -15,6 +15,7 @@ from envs_jax.grid_walker import commands, renderer
 from envs_jax.grid_walker import scene as world
 from envs_jax.grid_walker.answer_parser import GridWalkerAnswerParser
 from envs_jax.grid_walker.layout import Layout, draw_layout, fingerprint, hash_number, hash_text, max_blocks_on
+from envs_jax.players import Player
 from envs_jax.rendering.camera import look_at
 from envs_jax.rendering.vector import Vec
 
@@ -166,6 +167,15 @@ class GridWalker(TextEnvironment):
 
     def parse_answer(self, text: str) -> int:
         return commands.parse_answer(text)
+
+    def players(self) -> dict[str, Player]:
+        from envs_jax.grid_walker.players import Explorer, FewestCommands, ShortestPath  # they import this module
+
+        return {
+            "expert, shortest path": ShortestPath(),
+            "expert, fewest commands": FewestCommands(),
+            "explorer": Explorer(),
+        }
 
     def answer_parser(self) -> AnswerParser:
         return GridWalkerAnswerParser()

@@ -8,6 +8,7 @@
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -68,7 +69,7 @@ class VLDAC:
         truncated: Bool[Array, "T B"],
     ) -> tuple[Float[Array, "T B"], Float[Array, "T B"]]:
         """(normalised advantages, value targets) of a rollout of B environments."""
-        of_one = lambda *columns: gae(*columns, self.gamma, self.gae_lambda, self.time_limits)
+        of_one = partial(gae, gamma=self.gamma, lam=self.gae_lambda, time_limits=self.time_limits)
         advantage = jax.vmap(of_one, in_axes=1, out_axes=1)(reward, value, final_value, terminated, truncated)
         return normalise(advantage), advantage + value[:-1]
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
-from jaxvlmrl.models.layers import Linear, Params
+from jaxvlmrl.models.layers import Linear, Params, apply
 
 
 class _CNN(nn.Module):
@@ -48,7 +48,7 @@ class CNNCritic:
 
     def value(self, params: Params, images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b"]:
         flat = images.reshape(-1, *images.shape[-3:])
-        return self._network().apply({"params": params}, flat).reshape(images.shape[:-3])
+        return apply(self._network(), params, flat).reshape(images.shape[:-3])
 
 
 class _Head(nn.Module):
@@ -80,7 +80,7 @@ class ValueHead:
     def value(self, params: Params, hidden: Float[Array, "*b D"]) -> Float[Array, "*b"]:
         if self.stop_gradient:
             hidden = jax.lax.stop_gradient(hidden)
-        return _Head(self.widths).apply({"params": params}, hidden.astype(jnp.float32))
+        return apply(_Head(self.widths), params, hidden.astype(jnp.float32))
 
 
 Critic = CNNCritic | ValueHead

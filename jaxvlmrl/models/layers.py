@@ -89,6 +89,11 @@ class ByLayer(NamedTuple):
         return cls(jax.tree.map(lambda a: a[:-1], stacked), jax.tree.map(lambda a: a[-1], stacked))
 
 
+def apply(module: nn.Module, params: Params, *args: Any) -> Any:
+    """A module as a function of its parameters."""
+    return module.apply({"params": params}, *args)
+
+
 def stack_init(layer: nn.Module, key: jax.Array, count: int, *args: Any) -> Params:
     """Parameters of `count` layers with their own random draws, stacked on axis 0."""
     return jax.vmap(lambda k: layer.init(k, *args)["params"])(jax.random.split(key, count))

@@ -21,6 +21,7 @@ from jaxvlmrl.models.layers import (
     Linear,
     Params,
     RMSNorm,
+    apply,
     rotary_angles,
     rotate,
     scan_layers,
@@ -169,15 +170,15 @@ class SmolVLM:
         c, vision = self.vision, params["vision_model"]
         pixels = (images.astype(self.dtype) / 255 - 0.5) / 0.5
         patches = rearrange(pixels, "... (r p) (c q) k -> ... (r c) (k p q)", p=c.patch_size, q=c.patch_size)
-        x = VisionEmbeddings(c).apply({"params": vision["embeddings"]}, patches)
-        step = lambda x, layer: (VisionLayer(c).apply({"params": layer}, x), None)
+        x = apply(VisionEmbeddings(c), vision["embeddings"], patches)
+        step = lambda x, layer: (apply(VisionLayer(c), layer, x), None)
         x, _ = scan_layers(step, x, vision["layers"])
-        x = LayerNorm(c.eps).apply({"params": vision["post_layernorm"]}, x)
+        x = apply(LayerNorm(c.eps), vision["post_layernorm"], x)
         side = c.image_size // c.patch_size
         grown = rearrange(
             x, "... (r s c t) d -> ... (r c) (s t d)", r=side // self.shuffle, s=self.shuffle, t=self.shuffle
         )
-        return Linear(self.text.width).apply({"params": params["connector"]}, grown)
+        return apply(Linear(self.text.width), params["connector"], grown)
 
     def embed(self, params: Params, ids: Int[Array, "*b L"]) -> Float[Array, "*b L D"]:
         return params["text_model"]["embed_tokens"].astype(self.dtype)[ids]
@@ -199,10 +200,10 @@ class SmolVLM:
         c, text = self.text, params["text_model"]
         rotary = rotary_angles(positions, c.head_dim, c.rope_theta)
         layers = ByLayer.of(text["layers"])
-        run = lambda layer, x, kept, pick: DecoderLayer(c).apply({"params": layer}, x, rotary, kept, attend, pick)
+        run = lambda layer, x, kept, pick: apply(DecoderLayer(c), layer, x, rotary, kept, attend, pick)
         x, first = scan_layers(lambda x, xs: run(xs[0], x, xs[1], _all), x, (layers.first, kept.first))
         x, last = run(layers.last, x, kept.last, pick or _all)
-        return RMSNorm(c.eps).apply({"params": text["norm"]}, x), ByLayer(first, last)
+        return apply(RMSNorm(c.eps), text["norm"], x), ByLayer(first, last)
 
     def logits(self, params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Float32 logits over the whole vocabulary."""

@@ -1,0 +1,31 @@
+"""VL-DAC from random weights, no demonstrations: only canonical answers can be sampled, wins are the only reward.
+
+    python -m jaxvlmrl.train --config=configs/gridwalker_from_scratch.py
+
+A turn direction dies out where its advantage outweighs the entropy bonus before it has been seen to be useful. The bonus
+holds a command of advantage -A (in deviations) near exp(-A / entropy_coef), so it starts high, and it falls linearly.
+"""
+
+from envs_jax.grid_walker.grid_walker import Params
+from jaxvlmrl.algorithms.vl_dac import VLDAC
+from jaxvlmrl.config import Config, Conversation, RLPhase
+from jaxvlmrl.optimizer import Optimizer
+
+
+def get_config(variant: str = "") -> Config:
+    config = Config(
+        env_params=Params(step_cost=0.02),
+        conversation=Conversation(constrained=True),
+        rl=RLPhase(
+            num_updates=260,
+            optimizer=Optimizer(final_share=0.05),
+            critic_optimizer=Optimizer(final_share=0.05, max_grad_norm=1.0),
+        ),
+        algorithm=VLDAC(
+            gamma=0.95, gae_lambda=0.9, value_coef=1.0, kl_coef=0.0, entropy_coef=0.1, final_entropy_coef=0.005
+        ),
+    )
+    if variant == "tiny":
+        config.rl = RLPhase(num_updates=2, num_envs=8, num_turns=6, minibatches=2, epochs=1)
+        config.evaluation.test, config.evaluation.validation, config.evaluation.batch = (1000, 1008), (5000, 5008), 8
+    return config

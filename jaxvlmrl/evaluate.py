@@ -1,0 +1,127 @@
+"""Evaluation: `python -m jaxvlmrl.evaluate --checkpoint=DIR [--seeds=0:20] [--turns=10] [--samples=8] [--json=FILE]`.
+
+The published protocol of the board game is its default: seeds '0' to '19' at the checkpoint's own board. One table says
+what chance, full knowledge and looking are worth, and what the checkpoint does, also with pictures that are not its own.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from envs_jax.players import RandomPlayer
+from jaxvlmrl import acting, command_line, runs
+from jaxvlmrl.config import ConfigError
+from jaxvlmrl.episodes import ENDED, Episodes, Evaluator, pass_at_k, play_scripted, summarise
+from jaxvlmrl.policy import Policy
+
+
+class Entry(NamedTuple):
+    """A row of the table, and what it was made from."""
+
+    name: str
+    figures: dict[str, float]
+    episodes: Episodes
+
+
+def evaluate(actor: acting.Actor, seeds: range, turns: int, samples: int, key: jax.Array) -> list[Entry]:
+    """All rows: scripted players first, then the checkpoint."""
+    config, policy = actor.config, actor.policy
+    env_params = dataclasses.replace(config.env_params, max_turns=turns)
+    entry = lambda name, episodes: Entry(name, summarise(episodes), episodes)
+    players = {"random": RandomPlayer()} | config.env.players()
+    rows = [entry(name, play_scripted(player, config.env, env_params, seeds, key)) for name, player in players.items()]
+    evaluator = Evaluator(policy, env_params, min(config.evaluation.batch, len(seeds)))
+    play = lambda greedy, eyes="own", index=0: evaluator.play(
+        actor.params, seeds, jax.random.fold_in(key, index), greedy, eyes
+    )
+    rows.append(entry("checkpoint, greedy", play(True)))
+    drawn = [play(False, index=index) for index in range(samples)]
+    if drawn:
+        sampled = entry("checkpoint, sampled", drawn[0])
+        wins = np.sum([episodes.won for episodes in drawn], axis=0)
+        for k in sorted({1, min(4, samples), samples}):
+            sampled.figures[f"pass@{k}"] = pass_at_k(wins, samples, k)
+        rows.append(sampled)
+    rows += [entry(f"checkpoint, {eyes} images", play(True, eyes)) for eyes in ("blank", "shuffled")]
+    return rows
+
+
+def table(rows: list[Entry]) -> str:
+    """The rows as aligned text."""
+    heads = ["", "wins", "win rate", "95% interval", "within 5", "mean turns", "efficiency", "unparsable", "pass@k"]
+    lines = [heads]
+    for name, figures, _ in rows:
+        number = lambda value, form: "-" if value != value else format(value, form)
+        passes = " ".join(f"{k.removeprefix('pass@')}:{v:.0%}" for k, v in figures.items() if k.startswith("pass@"))
+        lines.append([
+            name, f"{figures['wins']} of {figures['episodes']}", f"{figures['win_rate']:.1%}",
+            f"{figures['ci95_low']:.1%} to {figures['ci95_high']:.1%}", str(figures["wins_within_5"]),
+            number(figures["mean_turns"], ".2f"), number(figures["efficiency"], ".0f"),
+            f"{figures['unparsable_share']:.1%}", passes,
+        ])  # fmt: skip
+    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
+    aligned = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
+    return "\n".join(aligned)
+
+
+def as_json(rows: list[Entry], policy: Policy) -> list[dict[str, Any]]:
+    """The table with every episode: its seed, its outcome, and what was answered in each turn."""
+
+    def answers(episodes: Episodes, index: int) -> list[str]:
+        said = []
+        for turn, action in enumerate(episodes.actions[index]):
+            if action == ENDED:
+                break
+            ids = episodes.answer_ids[index, turn] if episodes.answer_ids.size else np.zeros(0, int)
+            kept = ids[episodes.answer_valid[index, turn]].tolist() if len(ids) else []
+            said.append(policy.chat.tokenizer.decode(kept) if len(ids) else policy.env.answer_text(int(action)))
+        return said
+
+    def of(episodes: Episodes, index: int) -> dict[str, Any]:
+        facts = {"seed": int(episodes.seeds[index]), "won": bool(episodes.won[index])}
+        return facts | {"turns": int(episodes.turns[index]), "answers": answers(episodes, index)}
+
+    no_nan = lambda figures: {name: None if value != value else value for name, value in figures.items()}
+    return [
+        {"player": name} | no_nan(figures) | {"games": [of(episodes, i) for i in range(len(episodes.seeds))]}
+        for name, figures, episodes in rows
+    ]
+
+
+def define(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("checkpoint", None, "a run directory", flag_values=values)
+    flags.DEFINE_string("seeds", "0:20", "first:end, the end not included", flag_values=values)
+    flags.DEFINE_integer("turns", 10, "turn limit of an episode", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("samples", 8, "episodes a seed with sampled answers", lower_bound=0, flag_values=values)
+    flags.DEFINE_integer("key", 0, "of all that is random", flag_values=values)
+    flags.DEFINE_string("json", None, "where to write every episode", flag_values=values)
+
+
+def read_seeds(text: str) -> range:
+    first, _, end = text.partition(":")
+    if not (first.isdigit() and end.isdigit() and int(first) < int(end) <= 1 << 32):
+        raise ConfigError(f"--seeds={text} is not first:end with first below end")
+    return range(int(first), int(end))
+
+
+def main(argv: list[str]) -> int:
+    given: dict[str, Any] = command_line.parse(argv, define).flag_values_dict()
+    if given["checkpoint"] is None:
+        raise ConfigError("say which run to evaluate: --checkpoint=runs/quickstart-0")
+    seeds, turns = read_seeds(given["seeds"]), given["turns"]
+    actor = acting.load_policy(given["checkpoint"])
+    rows = evaluate(actor, seeds, turns, given["samples"], jax.random.key(given["key"]))
+    print(f"{actor.config.env.name}, seeds {seeds.start} to {seeds.stop - 1}, at most {turns} turns")
+    print(table(rows))
+    if given["json"]:
+        runs.write_json(Path(given["json"]), as_json(rows, actor.policy))
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.guarded("jaxvlmrl.evaluate", lambda: main(sys.argv))
