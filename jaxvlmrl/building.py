@@ -93,14 +93,20 @@ def imitation_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
     )  # fmt: skip
 
 
-def rl_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
+def make_actor_critic(config: Config, policy: Policy, env: AutoReset) -> ActorCritic:
+    """The update of reinforcement learning, with optimisers whose schedules span the phase."""
     phase = config.rl
     steps = phase.epochs * phase.minibatches
-    actor_critic = ActorCritic(
+    return ActorCritic(
         policy, config.critic, env, config.algorithm, phase.optimizer.make(phase.num_updates, steps),
         phase.critic_optimizer.make(phase.num_updates, steps), phase.num_updates, phase.num_turns, phase.epochs,
         phase.minibatches, phase.microbatches, phase.old_log_prob,
     )  # fmt: skip
+
+
+def rl_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
+    phase = config.rl
+    actor_critic = make_actor_critic(config, policy, env)
     env_params = batched(config.env_params, phase.num_envs)
     return Phase(
         "rl", phase.num_updates, phase.num_envs * phase.num_turns, phase.validate_every,

@@ -90,6 +90,7 @@ class Config:
     imitation: ImitationPhase = field(default_factory=ImitationPhase)
     rl: RLPhase = field(default_factory=RLPhase)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    start_from: str = ""  # a run directory whose best policy this run starts from, in place of random weights
     checkpoint_every: int = 25  # updates
     seed: int = 0
 

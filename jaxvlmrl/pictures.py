@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from envs_jax.environment import Params as EnvParams
 from envs_jax.environment import TextEnvironment
-from jaxvlmrl.episodes import ENDED, Episodes
+from jaxvlmrl.episodes import Episodes
 from jaxvlmrl.text.tokenizer import Tokenizer
 
 matplotlib.use("Agg")
@@ -43,28 +44,35 @@ def learning_curve(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def episode_frames(
-    env: TextEnvironment, env_params: EnvParams, tokenizer: Tokenizer, episodes: Episodes, index: int
-) -> list[Image.Image]:
-    """One picture a turn with the answer under it, then one of the end."""
-    drawn = jax.jit(lambda state: env.observe(state)["image"])
-    advance = jax.jit(lambda state, action: env.transition(jax.random.key(0), state, action, env_params)[0])
-    seed = int(episodes.seeds[index])
-    state = jax.jit(lambda n: env.init_from_number(n, env_params))(np.uint32(seed))
-    actions = [int(action) for action in episodes.actions[index] if action != ENDED]
-    frames = []
-    for turn, action in enumerate(actions):
-        kept = episodes.answer_ids[index, turn][episodes.answer_valid[index, turn]]
-        answer = tokenizer.decode(kept.tolist()) or "(says nothing)"
-        frames.append(captioned(drawn(state), f"seed {seed}, turn {turn + 1}", answer))
-        state = advance(state, action)
-    ending = f"won in {len(actions)}" if episodes.won[index] else "not won"
-    return [*frames, captioned(drawn(state), f"seed {seed}", ending)]
+    env: TextEnvironment, env_params: EnvParams, tokenizer: Tokenizer, episodes: Episodes, count: int
+) -> list[list[Image.Image]]:
+    """Of each of the first `count` episodes: one picture a turn with the answer under it, then one of the end."""
+
+    def film(seed: jax.Array, actions: jax.Array) -> jax.Array:
+        def turn(state, action):
+            return env.transition(jax.random.key(0), state, action, env_params)[0], env.observe(state)["image"]
+
+        last, images = jax.lax.scan(turn, env.init_from_number(seed, env_params), actions)
+        return jnp.concatenate([images, env.observe(last)["image"][None]])
+
+    seeds = episodes.seeds[:count]
+    films = np.asarray(jax.jit(jax.vmap(film))(seeds.astype(np.uint32), episodes.actions[:count]))
+    sheets = []
+    for index, seed in enumerate(seeds):
+        length = int(episodes.turns[index])
+        kept = zip(episodes.answer_ids[index, :length], episodes.answer_valid[index, :length])
+        answers = [tokenizer.decode(ids[valid].tolist()) or "(says nothing)" for ids, valid in kept]
+        titles = [f"seed {seed}, turn {turn + 1}" for turn in range(length)]
+        ending = f"won in {length}" if episodes.won[index] else "not won"
+        captions = zip(films[index], [*titles, f"seed {seed}"], [*answers, ending])
+        sheets.append([captioned(*caption) for caption in captions])
+    return sheets
 
 
-def captioned(image: jax.Array, title: str, text: str) -> Image.Image:
+def captioned(image: np.ndarray, title: str, text: str) -> Image.Image:
     """A frame enlarged without smoothing, over two lines of text."""
     picture = Image.new("RGB", (FRAME, FRAME + CAPTION), PAPER)
-    frame = Image.fromarray(np.asarray(image))
+    frame = Image.fromarray(image)
     height = round(FRAME * frame.height / frame.width)
     picture.paste(frame.resize((FRAME, height), Image.Resampling.NEAREST), (0, 0))
     draw = ImageDraw.Draw(picture)
@@ -78,7 +86,7 @@ def episode_gif(
 ) -> None:
     """The first episodes side by side; one that is over shows its end until all are."""
     count = min(columns, len(episodes.seeds))
-    films = [episode_frames(env, env_params, tokenizer, episodes, index) for index in range(count)]
+    films = episode_frames(env, env_params, tokenizer, episodes, count)
     length = max(map(len, films))
     width, height = films[0][0].size
     sheets = []

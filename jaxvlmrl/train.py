@@ -22,7 +22,7 @@ from jaxvlmrl.building import ORDER, Phase, make_phases, make_policy
 from jaxvlmrl.config import Config
 from jaxvlmrl.episodes import Evaluator, summarise
 from jaxvlmrl.models.layers import Params
-from jaxvlmrl.runs import Position, Run, this_machine
+from jaxvlmrl.runs import Position, Run, read_policy, this_machine
 from jaxvlmrl.watchdog import Watchdog
 
 Row = dict[str, Any]  # plain numbers and names
@@ -54,10 +54,12 @@ def train(config: Config, folder: Path, started: float) -> dict[str, Any]:
             return summary
         phases = make_phases(config, policy)
         evaluator = Evaluator(policy, config.env_params, config.evaluation.batch)
-        fresh = jax.jit(policy.model.init)(jax.random.key(config.seed))
+        first = jax.jit(policy.model.init)(jax.random.key(config.seed))
+        if config.start_from:
+            first = read_policy(Path(config.start_from), first)
         position = run.last() or Position()
         loop = Loop(config, run, evaluator, Watchdog(), stop, started - position.wall_s)
-        progress = Progress(position, fresh, fresh)
+        progress = Progress(position, first, first)
         for index in range(position.phase, len(phases)):
             progress = loop.run_phase(index, phases[index], progress)
         return held_out.finish(config, run, evaluator, progress.best, progress.before, loop.wall_s)
@@ -147,14 +149,14 @@ class Loop(NamedTuple):
 
 def tell(bar: tqdm, phase: Phase, at: Position, row: Row, complaints: list[str]) -> None:
     """The figures people want: on the bar always, as a line when they were validated; and what is wrong, in words."""
-    shares = {name.removeprefix("command/"): float(x) for name, x in row.items() if name.startswith("command/")}
+    shares = {name.removeprefix("command/"): x for name, x in row.items() if name.startswith("command/")}
     figures = [f"{row['time/turns_per_s']:.0f} turns/s"]
     if "rollout/success_rate" in row:
         figures = [f"wins {row['rollout/success_rate']:.0%}", *figures, f"{row['time/tokens_per_s']:.0f} tokens/s"]
     else:
         figures = [f"loss {row['imitation/loss']:.3f}", *figures]
     if shares:
-        figures.append(" ".join(f"{name.replace('forward_', '')} {share:.0%}" for name, share in shares.items()))
+        figures.append(" ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     bar.set_postfix_str(", ".join(figures), refresh=False)
     bar.update()
     if "validation/win_rate" in row:

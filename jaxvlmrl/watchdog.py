@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+COMMON = 0.04  # a command of a larger share is missed when it is gone
 MAX_GAP = 1e-4  # of log-probs between sampler and trainer, in float32
 
 
@@ -37,7 +38,8 @@ class Watchdog:
 
     def _died_out(self, metrics: Mapping[str, float]) -> list[str]:
         shares = {name: share for name, share in metrics.items() if name.startswith("command/")}
-        self._used |= {name for name, share in shares.items() if share > 0.02}
+        self._used |= {name for name, share in shares.items() if share > COMMON}
         gone = [name for name in sorted(self._used) if shares.get(name, 1.0) < 1e-3]
+        self._used -= set(gone)
         names = [name.removeprefix("command/").replace("_", " ") for name in gone]
-        return [f"command {name}: it died out, it used to be more than 2% of all" for name in names]
+        return [f"command {name}: it died out, it used to be more than {COMMON:.0%} of all" for name in names]

@@ -1,0 +1,123 @@
+"""What a whole train_step of VL-DAC costs per environment step: `python experiments/bench_train_step.py [--json=FILE]`.
+
+Minibatches have a fixed size (32 environments, in two parts), so the number of environments and of turns should not
+matter; the window should. Then one update's time is split into its parts, each compiled alone.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+
+from envs_jax.grid_walker.grid_walker import Params
+from jaxvlmrl import rollout
+from jaxvlmrl.building import batched, make_actor_critic, make_env, make_policy, rl_phase
+from jaxvlmrl.config import Config, Conversation, RLPhase
+from jaxvlmrl.runs import this_machine
+from jaxvlmrl.update import When
+
+PER_MINIBATCH = 32
+REPEATS = flags.DEFINE_integer("repeats", 3, "timings of a figure; the best counts")
+QUICK = flags.DEFINE_bool("quick", False, "only the smallest setting, to see that it runs")
+JSON = flags.DEFINE_string("json", None, "where to write the figures")
+
+
+def config_of(num_envs: int, num_turns: int, window: int) -> Config:
+    return Config(
+        env_params=Params(max_turns=max(10, window)),
+        conversation=Conversation(window=window),
+        rl=RLPhase(num_updates=100, num_envs=num_envs, num_turns=num_turns, minibatches=num_envs // PER_MINIBATCH),
+    )
+
+
+def best_time(run: Callable[[], Any]) -> float:
+    """Seconds of one call, after one that does not count."""
+    jax.block_until_ready(run())
+    times = []
+    for _ in range(REPEATS.value):
+        started = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def train_step(num_envs: int, num_turns: int, window: int) -> dict[str, float]:
+    config = config_of(num_envs, num_turns, window)
+    phase = rl_phase(config, make_policy(config), make_env(config))
+    params = jax.jit(config.model.init)(jax.random.key(0))
+    state = jax.jit(phase.init)(params, jax.random.key(1))
+    started = time.perf_counter()
+    step = phase.compile(state)
+    compiled = time.perf_counter() - started
+    holder = [state]
+
+    def run() -> Any:
+        holder[0], metrics = step(holder[0], jax.random.key(2), jnp.int32(50))
+        return metrics
+
+    seconds = best_time(run)
+    steps = num_envs * num_turns
+    found = {"envs": num_envs, "turns": num_turns, "window": window, "us_per_step": 1e6 * seconds / steps}
+    print(f"{num_envs:5d} envs  T {num_turns:3d}  W {window:3d}  {steps / seconds:8,.0f} steps/s", end="  ")
+    print(f"{found['us_per_step']:7.1f} us/step  compiled in {compiled:.1f} s", flush=True)
+    return found
+
+
+def parts_of_an_update(num_envs: int, num_turns: int) -> dict[str, float]:
+    """Seconds of rendering, rollout (rendering included), judging, reference log-probs and learning, each alone."""
+    config = config_of(num_envs, num_turns, 4)
+    rl, params = config.rl, batched(config.env_params, num_envs)
+    actor_critic = make_actor_critic(config, make_policy(config), make_env(config))
+    policy, env = actor_critic.policy, actor_critic.env
+    weights = jax.jit(config.model.init)(jax.random.key(0))
+    learner = jax.jit(lambda w: actor_critic.init(w, params, jax.random.key(1)))(weights)
+    play = jax.jit(
+        lambda learner: rollout.play(
+            policy, learner.policy, env, params, learner.session, jax.random.key(2), rl.num_turns
+        )
+    )
+    trajectory, session = play(learner)
+    render = jax.jit(lambda states: jax.lax.map(lambda s: rollout.images(env.env, s, lead=1), states))
+    judge = jax.jit(lambda learner, *xs: actor_critic.judge(learner.critic, *xs))
+    value, final_value = judge(learner, trajectory, session)
+    outcome = (trajectory.reward, value, final_value, trajectory.terminated, trajectory.truncated)
+    advantage, returns = jax.jit(actor_critic.algorithm.advantages)(*outcome)
+    rows_of = jax.jit(lambda *xs: actor_critic.rows(*xs))
+    rows = rows_of(learner, trajectory, advantage, returns, value[:-1])
+    when = When(jnp.bool_(False), jnp.float32(0.5))
+    learn = jax.jit(lambda learner, rows: actor_critic.learn(learner, rows, jax.random.key(3), when))
+    found = {
+        "rendering": best_time(lambda: render(trajectory.state)),
+        "rollout": best_time(lambda: play(learner)),
+        "judging": best_time(lambda: judge(learner, trajectory, session)),
+        "reference": best_time(lambda: rows_of(learner, trajectory, advantage, returns, value[:-1])),
+        "learning": best_time(lambda: learn(learner, rows)),
+    }
+    total = sum(seconds for name, seconds in found.items() if name != "rendering")
+    print(f"one update of {num_envs} environments, {num_turns} turns: {total:.2f} s, of which")
+    for name, seconds in found.items():
+        print(f"  {name:10s} {seconds:6.3f} s  {seconds / total:6.1%}", flush=True)
+    return found
+
+
+def main(_: list[str]) -> None:
+    print(this_machine())
+    if QUICK.value:
+        settings = [(32, 3, 2)]
+    else:
+        settings = [(64, 15, 4), (256, 15, 4), (1024, 15, 4), (256, 16, 4), (256, 32, 4), (256, 64, 4)]
+        settings += [(256, 16, 16), (128, 32, 32), (64, 64, 64)]  # full history
+    rows = [train_step(*setting) for setting in settings]
+    parts = parts_of_an_update(32, 3) if QUICK.value else parts_of_an_update(256, 15)
+    if JSON.value:
+        found = {"machine": this_machine(), "train_step": rows, "parts_s": parts}
+        Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

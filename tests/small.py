@@ -1,0 +1,48 @@
+"""What several tests are about: a tiny policy in GridWalker, as configs make it, in batches that compile in seconds."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from envs_jax import GridWalker
+from envs_jax.grid_walker.grid_walker import Params
+from jaxvlmrl import building
+from jaxvlmrl.config import Config, Conversation, RLPhase
+from jaxvlmrl.models.critics import Critic
+from jaxvlmrl.update import ActorCritic
+
+BATCH = 4
+
+
+def make_config(window: int = 4, constrained: bool = True, max_turns: int = 5, num_turns: int = 6) -> Config:
+    return Config(
+        env=GridWalker(),
+        env_params=Params(max_turns=max_turns),
+        conversation=Conversation(window=window, constrained=constrained),
+        rl=RLPhase(num_updates=4, num_envs=BATCH, num_turns=num_turns, minibatches=2, microbatches=1, epochs=1),
+    )
+
+
+def make_actor_critic(config: Config, critic: Critic | None = None) -> tuple[ActorCritic, Params]:
+    """(the update, parameters of the batch's environments)."""
+    config = dataclasses.replace(config, critic=critic or config.critic)
+    actor_critic = building.make_actor_critic(config, building.make_policy(config), building.make_env(config))
+    return actor_critic, building.batched(config.env_params, config.rl.num_envs)
+
+
+def sharpened(params: dict, factor: float = 20.0) -> dict:
+    """Parameters of a model that is sure of what it says: rounding errors show."""
+    return params | {"lm_head": params["lm_head"] * factor}
+
+
+def fresh(config: Config) -> dict:
+    return jax.jit(config.model.init)(jax.random.key(3))
+
+
+def with_algorithm(config: Config, **fields: object) -> Config:
+    return dataclasses.replace(config, algorithm=dataclasses.replace(config.algorithm, **fields))
+
+
+def largest(tree: object) -> float:
+    return max((float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree)), default=0.0)

@@ -1,0 +1,251 @@
+"""Runs: going on after any death exactly as if nothing had happened, one compilation, and refusals in one sentence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxvlmrl import command_line, evaluate, runs, train
+from jaxvlmrl.building import make_policy
+from jaxvlmrl.config import Config, ConfigError, differences, from_json, to_json
+from jaxvlmrl.runs import Run
+from jaxvlmrl.watchdog import Watchdog
+
+ROOT = Path(__file__).parent.parent
+TINY = ["train", f"--config={ROOT}/configs/quickstart.py:tiny", "--config.checkpoint_every=1"]
+
+
+def config_of(*overrides: str) -> Config:
+    return command_line.read_config([*TINY, *overrides], train.define)[0]
+
+
+def go(folder: Path, *overrides: str) -> dict:
+    return train.train(config_of(*overrides), folder, time.time())
+
+
+def arrays_of(folder: Path) -> list[np.ndarray]:
+    """Everything in the newest checkpoint and the best policy."""
+    import orbax.checkpoint as ocp
+
+    newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name) if path.name.isdigit() else -1)
+    with ocp.StandardCheckpointer() as checkpointer:
+        trees = [checkpointer.restore(newest.absolute() / "arrays"), checkpointer.restore((folder / "best").absolute())]
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(trees)]
+
+
+def rows_of(folder: Path) -> list[dict]:
+    drop = lambda row: {name: value for name, value in row.items() if not name.startswith("time/")}
+    return [drop(row) for row in runs.read_rows(folder)]
+
+
+def same_run(one: Path, other: Path) -> None:
+    assert rows_of(one) == rows_of(other)
+    for a, b in zip(arrays_of(one), arrays_of(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "unbroken"
+    go(folder)
+    return folder
+
+
+def test_run_leaves_what_it_promises(unbroken: Path):
+    names = {path.name for path in unbroken.iterdir()}
+    assert {"config.json", "metrics.jsonl", "summary.json", "curve.png", "episodes.gif", "best", "checkpoints"} <= names
+    summary = json.loads((unbroken / "summary.json").read_text())
+    for part in ("heldout", "before_rl"):
+        assert {"episodes", "win_rate_greedy", "win_rate_sampled", "mean_turns", "ci95"} <= summary[part].keys()
+    assert summary["wall_s"] > 0
+    assert [row["row"] for row in rows_of(unbroken)] == [0, 1, 2, 3]
+
+
+def test_finished_run_only_says_its_summary(unbroken: Path):
+    before = (unbroken / "metrics.jsonl").stat().st_mtime_ns
+    assert go(unbroken) == json.loads((unbroken / "summary.json").read_text())
+    assert (unbroken / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+class Died(BaseException):
+    """A death that nothing in the program may catch."""
+
+
+@pytest.mark.parametrize("row", [1, 2, 3])
+def test_resumed_run_is_the_unbroken_one(unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: int):
+    """Dies after a row is half written and before its checkpoint, in either phase and between them."""
+    write = Run.write
+
+    def dying(self: Run, at: int, metrics: dict) -> None:
+        write(self, at, metrics)
+        if at == row:
+            self._metrics.write('{"row": 99, "half')
+            raise Died
+
+    monkeypatch.setattr(Run, "write", dying)
+    with pytest.raises(Died):
+        go(tmp_path / "run")
+    monkeypatch.undo()
+    go(tmp_path / "run")
+    same_run(unbroken, tmp_path / "run")
+
+
+def test_each_phase_is_traced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    traces: Counter[str] = Counter()
+    make_phases = train.make_phases
+
+    def counted(config, policy):
+        def wrap(phase):
+            def step(*args):
+                traces[phase.name] += 1
+                return phase.step(*args)
+
+            return phase._replace(step=step)
+
+        return [wrap(phase) for phase in make_phases(config, policy)]
+
+    monkeypatch.setattr(train, "make_phases", counted)
+    go(tmp_path / "run")
+    assert traces == {"imitation": 1, "rl": 1}
+
+
+@pytest.mark.slow
+def test_kill_at_any_moment(unbroken: Path, tmp_path: Path):
+    """`kill -9` from outside, at moments spread over a run, saves included; then the same command to its end."""
+    command = [sys.executable, "-m", "jaxvlmrl.train", *TINY[1:], f"--workdir={tmp_path / 'run'}"]
+    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
+    for rows in (1, 1, 2, 3):
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL)
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= rows):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, cwd=ROOT, env=env, check=True, stdout=subprocess.DEVNULL)
+    same_run(unbroken, tmp_path / "run")
+
+
+def test_signal_saves_and_the_same_command_goes_on(unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write = Run.write
+
+    def told_to_stop(self: Run, at: int, metrics: dict) -> None:
+        write(self, at, metrics)
+        if at == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Run, "write", told_to_stop)
+    with pytest.raises(SystemExit) as stopped:
+        go(tmp_path / "run")
+    assert stopped.value.code == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert len(rows_of(tmp_path / "run")) == 1
+    go(tmp_path / "run")
+    same_run(unbroken, tmp_path / "run")
+
+
+# Refusals
+
+BAD_OVERRIDES = {
+    "--config.rl.num_env=4": "the nearest is rl.num_envs",
+    "--config.algorithm.clip_epz=4": "the nearest is algorithm.clip_eps",
+    "--config.rl.num_envs=many": "invalid literal for int",
+    "--config.rl.num_envs=0": "too small",
+    "--config.rl.num_envs=7": "cannot be cut into",
+    "--config.env_params.size=1": "outside 2..8",
+    "--config.env_params.num_blocks=60": "60 blocks on a board of size 8",
+    "--config.algorithm.form=newest": "'paper', 'released_code'",
+    "--config.conversation.tokenizer=/nowhere": "no tokenizer.json",
+    "--config.env.width=64": "the model looks at 32 x 32 pixels",
+    "--config.model.text.vocab_size=100": "the tokenizer knows",
+    "--config.conversation.max_answer_tokens=3": "takes 4 tokens",
+    "stray": "is no flag",
+    "--config=configs/nowhere.py": "nowhere",
+}
+
+
+@pytest.mark.parametrize("override", BAD_OVERRIDES)
+def test_bad_config_is_one_clear_sentence(override: str, tmp_path: Path):
+    with pytest.raises(ConfigError) as error:
+        go(tmp_path / "run", override)
+    assert BAD_OVERRIDES[override] in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_workdir_of_another_config_is_refused_and_untouched(unbroken: Path):
+    before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file() and path.name != ".lock"}
+    with pytest.raises(ConfigError, match=r"algorithm.clip_eps: 0.2 -> 0.1"):
+        go(unbroken, "--config.algorithm.clip_eps=0.1")
+    after = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert before == after
+
+
+def test_other_folders_are_refused(tmp_path: Path):
+    (tmp_path / "letters.txt").write_text("dear")
+    with pytest.raises(ConfigError, match="not empty"):
+        go(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be written to"):
+        go(tmp_path / "letters.txt" / "run")
+    assert (tmp_path / "letters.txt").read_text() == "dear"
+
+
+def test_workdir_in_use_is_refused(tmp_path: Path):
+    with Run(tmp_path / "run", config_of()), pytest.raises(ConfigError, match="in use"):
+        Run(tmp_path / "run", config_of())
+
+
+def test_missing_and_foreign_checkpoints_are_refused(unbroken: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        evaluate.main(["evaluate", f"--checkpoint={tmp_path}"])
+    with Run(tmp_path / "run", config_of()), pytest.raises(ConfigError, match="no checkpoint yet"):
+        evaluate.main(["evaluate", f"--checkpoint={tmp_path / 'run'}"])
+    wider = config_of("--config.model.text.mlp_width=64")
+    abstract = jax.eval_shape(make_policy(wider).model.init, jax.random.key(0))
+    with pytest.raises(ConfigError, match="not a checkpoint of the model"):
+        runs.read_policy(unbroken, abstract)
+    with pytest.raises(ConfigError, match="first:end"):
+        evaluate.read_seeds("20:0")
+
+
+def test_command_exits_with_one_line_and_a_code():
+    command = [sys.executable, "-m", "jaxvlmrl.train", "--config=configs/quickstart.py", "--config.seeed=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == "jaxvlmrl.train: config has no field seeed; the nearest is seed"
+    assert "Traceback" not in done.stderr
+
+
+# Small parts
+
+
+def test_config_survives_json():
+    config = config_of()
+    again = from_json(json.loads(json.dumps(to_json(config))))
+    assert again == config
+    assert differences(config, again) == []
+
+
+def test_config_json_makes_nothing_but_configs():
+    with pytest.raises(ConfigError, match="no part of a config"):
+        from_json({"type": "os:system", "command": "true"})
+
+
+def test_watchdog_says_each_thing_once():
+    watchdog = Watchdog()
+    well = {"policy/entropy": 0.5, "rollout/reward_spread": 1.0, "command/left": 0.3, "command/right": 0.3}
+    assert watchdog.look(well) == []
+    ill = well | {"command/right": 0.0, "rollout/unparsable_share": 0.4, "policy/entropy": 0.0}
+    assert len(watchdog.look(ill)) == 3
+    assert watchdog.look(ill) == []
+    assert watchdog.look(well) == []
+    assert (
+        len(watchdog.look(ill | {"rollout/reward_spread": 0.0, "ratio/max_gap": 1.0, "loss/policy": float("nan")})) == 6
+    )
