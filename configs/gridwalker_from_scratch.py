@@ -25,7 +25,4 @@ def get_config(variant: str = "") -> Config:
             gamma=0.95, gae_lambda=0.9, value_coef=1.0, kl_coef=0.0, entropy_coef=0.1, final_entropy_coef=0.005
         ),
     )
-    if variant == "tiny":
-        config.rl = RLPhase(num_updates=2, num_envs=8, num_turns=6, minibatches=2, epochs=1)
-        config.evaluation.test, config.evaluation.validation, config.evaluation.batch = (1000, 1008), (5000, 5008), 8
-    return config
+    return config.tiny() if variant == "tiny" else config

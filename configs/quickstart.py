@@ -12,12 +12,8 @@ from jaxvlmrl.optimizer import Optimizer
 
 def get_config(variant: str = "") -> Config:
     config = Config(
-        imitation=ImitationPhase(num_updates=250, demonstrations=Demonstrations(FewestCommands(), num_games=1000)),
-        rl=RLPhase(num_updates=90, optimizer=Optimizer(final_share=0.05)),
+        imitation=ImitationPhase(num_updates=300, demonstrations=Demonstrations(FewestCommands(), num_games=1000)),
+        rl=RLPhase(num_updates=90, optimizer=Optimizer(warmup_updates=10, final_share=0.05)),
         algorithm=VLDAC(gamma=0.95, gae_lambda=0.9, value_coef=1.0, kl_coef=0.02, entropy_coef=0.002),
     )
-    if variant == "tiny":
-        config.imitation.num_updates, config.imitation.num_envs = 2, 4
-        config.rl = RLPhase(num_updates=2, num_envs=8, num_turns=6, minibatches=2, epochs=1)
-        config.evaluation.test, config.evaluation.validation, config.evaluation.batch = (1000, 1008), (5000, 5008), 8
-    return config
+    return config.tiny() if variant == "tiny" else config

@@ -97,10 +97,13 @@ def make_actor_critic(config: Config, policy: Policy, env: AutoReset) -> ActorCr
     """The update of reinforcement learning, with optimisers whose schedules span the phase."""
     phase = config.rl
     steps = phase.epochs * phase.minibatches
+    is_exact = config.model.dtype == "float32" and jax.default_backend() == "cpu"  # others round products of float32
+    automatic = "sampler" if is_exact else "recomputed"
+    old_log_prob = automatic if phase.old_log_prob == "auto" else phase.old_log_prob
     return ActorCritic(
         policy, config.critic, env, config.algorithm, phase.optimizer.make(phase.num_updates, steps),
         phase.critic_optimizer.make(phase.num_updates, steps), phase.num_updates, phase.num_turns, phase.epochs,
-        phase.minibatches, phase.microbatches, phase.old_log_prob,
+        phase.minibatches, phase.microbatches, old_log_prob,
     )  # fmt: skip
 
 

@@ -62,7 +62,8 @@ class RLPhase:
     minibatches: int = 8
     microbatches: int = 2  # a minibatch's gradient is gathered in so many parts; 8 to 16 environments each suit a CPU
     validate_every: int = 10  # updates
-    old_log_prob: str = field(default="sampler", metadata={"choices": ("sampler", "recomputed")})
+    # "auto" takes the sampler's where float32 is exact, and has the trainer recompute them elsewhere
+    old_log_prob: str = field(default="auto", metadata={"choices": ("auto", "sampler", "recomputed")})
     optimizer: Optimizer = field(default_factory=Optimizer)
     critic_optimizer: Optimizer = field(default_factory=lambda: Optimizer(max_grad_norm=1.0))
 
@@ -93,6 +94,15 @@ class Config:
     start_from: str = ""  # a run directory whose best policy this run starts from, in place of random weights
     checkpoint_every: int = 25  # updates
     seed: int = 0
+
+    def tiny(self) -> "Config":
+        """The same run in a CPU minute: two updates of a few games a phase, evaluated on eight. What `:tiny` means."""
+        small = dataclasses.replace
+        imitation = small(self.imitation, num_updates=min(self.imitation.num_updates, 2), num_envs=4, num_turns=6)
+        rl = small(self.rl, num_updates=min(self.rl.num_updates, 2), num_envs=8, num_turns=6)
+        rl = small(rl, epochs=1, minibatches=2, microbatches=2)
+        seeds = Evaluation(test=(1000, 1008), validation=(5000, 5008), batch=8)
+        return small(self, imitation=small(imitation, minibatches=2), rl=rl, evaluation=seeds)
 
     def check(self) -> None:
         """Raises `ConfigError` for what cannot be run."""

@@ -46,6 +46,7 @@ class Rows(NamedTuple):
     states: State  # [B, W - 1 + T]
     turns: Turns  # [B, W - 1 + T, ...]
     grammar_states: jax.Array  # [B, T, G]
+    sampled_log_prob: jax.Array  # [B, T, G], as the sampler had it
     steps: Steps  # fields [B, T, ...]
 
 
@@ -117,6 +118,7 @@ class ActorCritic:
             jax.tree.map(join, past.past_states, trajectory.state),
             jax.tree.map(join, past.past, trajectory.turns),
             batch_major(trajectory.grammar_states),
+            log_probs,
             steps,
         )
         if self.old_log_prob == "recomputed":
@@ -154,7 +156,7 @@ class ActorCritic:
         flat = lambda x: x.reshape(-1, *x.shape[2:])
         steps = jax.tree.map(flat, rows.steps)
         loss = self.algorithm.loss(flat(log_prob), flat(entropy), flat(value), steps, when.is_warmup, when.progress)
-        gap = jnp.max(jnp.where(rows.steps.is_action_token, jnp.abs(log_prob - rows.steps.old_log_prob), 0.0))
+        gap = jnp.max(jnp.where(rows.steps.is_action_token, jnp.abs(log_prob - rows.sampled_log_prob), 0.0))
         metrics = {
             f"loss/{name}": term for name, term in loss._asdict().items() if name not in ("entropy", "clip_fraction")
         }
@@ -169,23 +171,19 @@ class ActorCritic:
 
         def minibatch(learner: Learner, order: jax.Array) -> tuple[Learner, Metrics]:
             params = (learner.policy, learner.critic)
-            part = lambda total, some: (self._add_gradient(total, params, rows, some, when), None)
-            shapes = jax.eval_shape(lambda: self._add_gradient(None, params, rows, order[0], when))
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            (grads, metrics), _ = jax.lax.scan(part, zeros, order)
-            grads, metrics = jax.tree.map(lambda x: x / self.microbatches, (grads, metrics))
+
+            def part(total: tuple[Params, Params], some: jax.Array) -> tuple[tuple[Params, Params], Metrics]:
+                grads, metrics = jax.grad(self.loss, has_aux=True)(params, jax.tree.map(lambda x: x[some], rows), when)
+                return jax.tree.map(jnp.add, total, grads), metrics
+
+            total, metrics = jax.lax.scan(part, jax.tree.map(jnp.zeros_like, params), order)
+            grads = jax.tree.map(lambda x: x / self.microbatches, total)
             return self._apply(learner, grads, when), metrics | {"policy/grad_norm": optax.global_norm(grads[0])}
 
         learner, metrics = jax.lax.scan(minibatch, learner, orders.reshape(shape))
+        gaps = metrics.pop("ratio/gap")
         means = {name: jnp.mean(values) for name, values in metrics.items()}
-        means["ratio/max_gap"] = metrics["ratio/gap"][0]  # before the first step: sampler against trainer
-        del means["ratio/gap"]
-        return learner, means
-
-    def _add_gradient(self, total, params: tuple[Params, Params], rows: Rows, some: jax.Array, when: When):
-        part = jax.tree.map(lambda x: x[some], rows)
-        grads, metrics = jax.grad(self.loss, has_aux=True)(params, part, when)
-        return (grads, metrics) if total is None else jax.tree.map(jnp.add, total, (grads, metrics))
+        return learner, means | {"ratio/max_gap": jnp.max(gaps[0])}  # before the first step: sampler against trainer
 
     def _apply(self, learner: Learner, grads: tuple[Params, Params], when: When) -> Learner:
         """One optimiser step. During warm-up nothing of the policy moves, its optimiser's state included."""

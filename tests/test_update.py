@@ -108,7 +108,7 @@ def test_gradient_ignores_order_duplicates_and_junk_in_padding():
 def with_junk(steps):
     """Log-probs of padding that would overflow if anything were computed from them."""
     junk = lambda x: jnp.where(steps.is_action_token, x, -1e30)
-    return steps._replace(old_log_prob=junk(steps.old_log_prob), ref_log_prob=-junk(steps.ref_log_prob))
+    return steps._replace(old_log_prob=junk(steps.old_log_prob), ref_log_prob=junk(steps.ref_log_prob))
 
 
 def test_truncated_episodes_bootstrap_from_their_own_last_picture():

@@ -4,7 +4,7 @@ Reading walks each token's bytes through the environment's byte parser, so it ho
 smallest automaton over tokens that accepts the canonical answers; it is small, so it may own a [states, V] table.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxvlmrl.text.tokenizer import Tokenizer
 MAX_STATES = 64
 
 
+@runtime_checkable
 class ByteParser(Protocol):
     """What reads bytes; see envs_jax.environment.AnswerParser."""
 
