@@ -32,7 +32,7 @@ class Conversation:
 
     tokenizer: str = str(TINY)  # a folder with tokenizer.json and chat_template.json
     short_prompt: bool = True  # the environment's few words in place of its rules
-    window: int = 4  # turns in sight, the current one included
+    window: int = 3  # turns in sight, the current one included
     max_answer_tokens: int = 6
     constrained: bool = False  # only canonical answers can be sampled
     temperature: float = 1.0
@@ -57,7 +57,7 @@ class RLPhase:
 
     num_updates: int = 0
     num_envs: int = 256
-    num_turns: int = 15  # of every environment an update
+    num_turns: int = 16  # of every environment an update; W - 1 + T is best a multiple of W - 1
     epochs: int = 2
     minibatches: int = 8
     microbatches: int = 2  # a minibatch's gradient is gathered in so many parts; 8 to 16 environments each suit a CPU

@@ -50,6 +50,15 @@ class Rows(NamedTuple):
     steps: Steps  # fields [B, T, ...]
 
 
+class Thoughts(NamedTuple):
+    """What a teacher-forced pass says of T turns of b environments."""
+
+    log_probs: jax.Array  # [b, T, G], of the sampled tokens
+    entropy: jax.Array  # [b, T, G], of the distributions they were drawn from
+    prompt_hidden: jax.Array  # [b, T, D]
+    images: jax.Array  # [b, T, height, width, 3] uint8, what was seen
+
+
 @dataclass(frozen=True, eq=False)
 class ActorCritic:
     """Reinforcement learning of a policy with a critic of its own, in segments of T turns."""
@@ -129,30 +138,25 @@ class ActorCritic:
 
     def log_probs(self, params: Params, rows: Rows) -> jax.Array:
         """[B, T, G] of the sampled tokens, a minibatch at a time."""
-        of_part = lambda part: self.think(params, part)[0]
+        of_part = lambda part: self.think(params, part).log_probs
         parts = jax.tree.map(lambda x: x.reshape(self.minibatches * self.microbatches, -1, *x.shape[1:]), rows)
         found = jax.lax.map(of_part, parts)
         return found.reshape(-1, *found.shape[2:])
 
-    def think(self, params: Params, rows: Rows) -> tuple[jax.Array, jax.Array, packed.Packed]:
-        """(log-probs, entropies [b, T, G], the pass itself) of the answers that were sampled."""
-        image_tokens = rollout.look(self.policy, params, self.env.env, rows.states, lead=2)
+    def think(self, params: Params, rows: Rows) -> Thoughts:
+        """The answers that were sampled, as the policy with these parameters sees them."""
+        images = rollout.images(self.env.env, rows.states, lead=2)
+        image_tokens = self.policy.model.image_tokens(params, images)
         pass_ = packed.forward(self.policy, params, rows.turns, image_tokens, self.policy.prefix(params))
-        context = self.policy.window - 1
-        pass_ = pass_._replace(
-            answer_hidden=pass_.answer_hidden[:, context:], prompt_hidden=pass_.prompt_hidden[:, context:]
-        )
-        distribution = self.policy.next_token(params, pass_.answer_hidden, rows.grammar_states)
-        return distribution.of(rows.turns.answer_ids[:, context:]), distribution.entropy(), pass_
+        trained = lambda x: x[:, self.policy.window - 1 :]
+        distribution = self.policy.next_token(params, trained(pass_.answer_hidden), rows.grammar_states)
+        log_probs = distribution.of(trained(rows.turns.answer_ids))
+        return Thoughts(log_probs, distribution.entropy(), trained(pass_.prompt_hidden), trained(images))
 
     def loss(self, params: tuple[Params, Params], rows: Rows, when: When) -> tuple[jax.Array, Metrics]:
         policy, critic = params
-        log_prob, entropy, pass_ = self.think(policy, rows)
-        if self.critic.reads_hidden:
-            value = self.critic.value(critic, pass_.prompt_hidden)
-        else:
-            seen = jax.tree.map(lambda x: x[:, self.policy.window - 1 :], rows.states)
-            value = self.critic.value(critic, rollout.images(self.env.env, seen, lead=2))
+        log_prob, entropy, prompt_hidden, images = self.think(policy, rows)
+        value = self.critic.value(critic, prompt_hidden if self.critic.reads_hidden else images)
         flat = lambda x: x.reshape(-1, *x.shape[2:])
         steps = jax.tree.map(flat, rows.steps)
         loss = self.algorithm.loss(flat(log_prob), flat(entropy), flat(value), steps, when.is_warmup, when.progress)

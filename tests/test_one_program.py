@@ -43,7 +43,7 @@ def two_rollouts(window: int, constrained: bool):
                 jnp.swapaxes(trajectory.log_probs, 0, 1),
                 no_steps,
             )
-            found.append((rows, trajectory, actor_critic.think(params, rows)[0]))
+            found.append((rows, trajectory, actor_critic.think(params, rows).log_probs))
         return found
 
     return actor_critic, sharpened(fresh(config)), run
@@ -117,7 +117,7 @@ def plain_log_probs(policy, params, turns: Turns, images: jax.Array) -> np.ndarr
 def test_order_of_environments_and_content_of_padding_change_nothing():
     actor_critic, params, run = two_rollouts(4, True)
     _, (rows, _, _) = run(params, jax.random.key(1))
-    think = jax.jit(lambda rows: actor_critic.think(params, rows)[0])
+    think = jax.jit(lambda rows: actor_critic.think(params, rows).log_probs)
     log_probs = think(rows)
     order = jnp.asarray([2, 0, 3, 1])
     shuffled = think(jax.tree.map(lambda x: x[order], rows))

@@ -55,9 +55,9 @@ class TextConfig:
     width: int = 96
     mlp_width: int = 256
     num_layers: int = 2
-    num_heads: int = 4
-    num_kv_heads: int = 2
-    head_dim: int = 24
+    num_heads: int = 2
+    num_kv_heads: int = 1
+    head_dim: int = 48
     rope_theta: float = 1e4
     max_positions: int = 8192
     eps: float = 1e-5
