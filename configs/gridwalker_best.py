@@ -17,16 +17,18 @@ from jaxvlmrl.optimizer import Optimizer
 def get_config(variant: str = "") -> Config:
     config = Config(
         env_params=Params(step_cost=0.02),
+        conversation=Conversation(window=4),
         imitation=ImitationPhase(
-            num_updates=2000, validate_every=100, demonstrations=Demonstrations(Explorer(), num_games=0)
+            num_updates=1500, validate_every=100, demonstrations=Demonstrations(Explorer(), num_games=0)
         ),
         rl=RLPhase(
-            num_updates=500,
+            num_updates=550,
+            num_turns=15,
             validate_every=20,
-            optimizer=Optimizer(warmup_updates=10, learning_rate=7e-4, final_share=0.02),
+            optimizer=Optimizer(learning_rate=1e-3, warmup_updates=10, final_share=0.02),
         ),
         algorithm=VLDAC(
-            gamma=0.95, gae_lambda=0.9, value_coef=1.0, kl_coef=0.01, entropy_coef=0.002, final_entropy_coef=0.0
+            gamma=0.95, gae_lambda=0.9, value_coef=1.0, kl_coef=0.01, entropy_coef=0.003, final_entropy_coef=0.0
         ),
     )
     return config.tiny() if variant == "tiny" else config

@@ -16,11 +16,7 @@ def get_config(variant: str = "") -> Config:
     config = Config(
         env_params=Params(step_cost=0.02),
         conversation=Conversation(constrained=True),
-        rl=RLPhase(
-            num_updates=260,
-            optimizer=Optimizer(final_share=0.05),
-            critic_optimizer=Optimizer(final_share=0.05, max_grad_norm=1.0),
-        ),
+        rl=RLPhase(num_updates=240, optimizer=Optimizer(warmup_updates=5, final_share=0.05)),
         algorithm=VLDAC(
             gamma=0.95, gae_lambda=0.9, value_coef=1.0, kl_coef=0.0, entropy_coef=0.1, final_entropy_coef=0.005
         ),

@@ -21,7 +21,7 @@ from jaxvlmrl.config import Config, Conversation, RLPhase
 from jaxvlmrl.runs import this_machine
 from jaxvlmrl.update import When
 
-PER_MINIBATCH = 32
+PER_MINIBATCH, WINDOW = 32, 3
 REPEATS = flags.DEFINE_integer("repeats", 3, "timings of a figure; the best counts")
 QUICK = flags.DEFINE_bool("quick", False, "only the smallest setting, to see that it runs")
 JSON = flags.DEFINE_string("json", None, "where to write the figures")
@@ -70,7 +70,7 @@ def train_step(num_envs: int, num_turns: int, window: int) -> dict[str, float]:
 
 def parts_of_an_update(num_envs: int, num_turns: int) -> dict[str, float]:
     """Seconds of rendering, rollout (rendering included), judging, reference log-probs and learning, each alone."""
-    config = config_of(num_envs, num_turns, 4)
+    config = config_of(num_envs, num_turns, WINDOW)
     rl, params = config.rl, batched(config.env_params, num_envs)
     actor_critic = make_actor_critic(config, make_policy(config), make_env(config))
     policy, env = actor_critic.policy, actor_critic.env
@@ -110,10 +110,10 @@ def main(_: list[str]) -> None:
     if QUICK.value:
         settings = [(32, 3, 2)]
     else:
-        settings = [(64, 15, 4), (256, 15, 4), (1024, 15, 4), (256, 16, 4), (256, 32, 4), (256, 64, 4)]
+        settings = [(envs, 16, WINDOW) for envs in (64, 256, 1024)] + [(256, turns, WINDOW) for turns in (32, 64)]
         settings += [(256, 16, 16), (128, 32, 32), (64, 64, 64)]  # full history
     rows = [train_step(*setting) for setting in settings]
-    parts = parts_of_an_update(32, 3) if QUICK.value else parts_of_an_update(256, 15)
+    parts = parts_of_an_update(32, 3) if QUICK.value else parts_of_an_update(256, 16)
     if JSON.value:
         found = {"machine": this_machine(), "train_step": rows, "parts_s": parts}
         Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")

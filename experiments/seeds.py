@@ -33,7 +33,8 @@ def commit() -> str:
 
 def table(summaries: list[dict[str, Any]]) -> str:
     heads = ["run seed", "before RL", "greedy", "95% interval", "sampled", "mean turns", "losses removed"]
-    lines = [heads + ["seeds 0-19", "blank / shuffled images", "wall clock"], ["---"] * (len(heads) + 3)]
+    heads += ["seeds 0-19", "blank / shuffled images", "wall clock"]
+    lines = [heads, ["---"] * len(heads)]
     for s in summaries:
         after, before = s["heldout"], s.get("before_rl")
         low, high = after["ci95"]
