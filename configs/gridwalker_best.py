@@ -9,7 +9,7 @@ end, where those of a player with full knowledge stop at what looking allows.
 from envs_jax.grid_walker.grid_walker import Params
 from envs_jax.grid_walker.players import Explorer
 from jaxvlmrl.algorithms.vl_dac import VLDAC
-from jaxvlmrl.config import Config, ImitationPhase, RLPhase
+from jaxvlmrl.config import Config, Conversation, ImitationPhase, RLPhase
 from jaxvlmrl.imitation import Demonstrations
 from jaxvlmrl.optimizer import Optimizer
 

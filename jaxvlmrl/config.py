@@ -19,7 +19,6 @@ from jaxvlmrl.imitation import Demonstrations
 from jaxvlmrl.models.critics import CNNCritic, Critic
 from jaxvlmrl.models.smolvlm import SmolVLM
 from jaxvlmrl.optimizer import Optimizer
-from jaxvlmrl.text.tokenizer import TINY
 
 
 class ConfigError(ValueError):
@@ -30,7 +29,7 @@ class ConfigError(ValueError):
 class Conversation:
     """How the model is spoken to."""
 
-    tokenizer: str = str(TINY)  # a folder with tokenizer.json and chat_template.json
+    tokenizer: str = "tiny"  # the package's own, or a folder with tokenizer.json and chat_template.json
     short_prompt: bool = True  # the environment's few words in place of its rules
     window: int = 3  # turns in sight, the current one included
     max_answer_tokens: int = 6

@@ -110,6 +110,9 @@ def read_seeds(text: str) -> range:
 
 
 def main(argv: list[str]) -> int:
+    if "--help" in argv:
+        print(__doc__)
+        return 0
     given: dict[str, Any] = command_line.parse(argv, define).flag_values_dict()
     if given["checkpoint"] is None:
         raise ConfigError("say which run to evaluate: --checkpoint=runs/quickstart-0")

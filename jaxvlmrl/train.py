@@ -123,6 +123,7 @@ class Loop(NamedTuple):
             progress, found = self.validate(progress, policy)
             row |= found
         row["time/wall_s"] = self.wall_s()
+        row["time/share_train_step"] = seconds / max(row["time/wall_s"] - at.wall_s, seconds)
         self.run.write(at.row - 1, row)
         return progress._replace(position=progress.position._replace(wall_s=self.wall_s())), row
 
@@ -150,7 +151,7 @@ class Loop(NamedTuple):
 def tell(bar: tqdm, phase: Phase, at: Position, row: Row, complaints: list[str]) -> None:
     """The figures people want: on the bar always, as a line when they were validated; and what is wrong, in words."""
     shares = {name.removeprefix("command/"): x for name, x in row.items() if name.startswith("command/")}
-    figures = [f"{row['time/turns_per_s']:.0f} turns/s"]
+    figures = [f"{row['time/turns_per_s']:.0f} turns/s, {row['time/share_train_step']:.0%} of the time"]
     if "rollout/success_rate" in row:
         figures = [f"wins {row['rollout/success_rate']:.0%}", *figures, f"{row['time/tokens_per_s']:.0f} tokens/s"]
     else:
@@ -198,6 +199,9 @@ def define(values: flags.FlagValues) -> None:
 
 
 def main(argv: list[str], started: float) -> int:
+    if "--help" in argv:
+        print(__doc__)
+        return 0
     config, values = command_line.read_config(argv, define)
     default = f"runs/{command_line.config_name(values)}-{config.seed}"
     folder = Path(values["workdir"].value or default)

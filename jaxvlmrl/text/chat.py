@@ -32,8 +32,8 @@ class ChatTemplate:
     after_answer: str  # what follows that
 
     @classmethod
-    def load(cls, folder: str) -> "ChatTemplate":
-        path = Path(folder) / "chat_template.json"
+    def load(cls, folder: Path) -> "ChatTemplate":
+        path = folder / "chat_template.json"
         if not path.is_file():
             raise FileNotFoundError(f"there is no chat_template.json in {folder}")
         return cls(**json.loads(path.read_text()))
@@ -58,7 +58,7 @@ class Chat:
 
     @cached_property
     def template(self) -> ChatTemplate:
-        return ChatTemplate.load(self.tokenizer.folder)
+        return ChatTemplate.load(self.tokenizer.path)
 
     @cached_property
     def end_id(self) -> int:

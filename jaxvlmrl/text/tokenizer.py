@@ -12,13 +12,17 @@ TINY = Path(__file__).parent / "data" / "tiny"
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Byte-level BPE. `folder` holds tokenizer.json; two of the same folder are equal, and hashable for `jit`."""
+    """Byte-level BPE. `folder` holds tokenizer.json, "tiny" names the package's own; equal folders are equal tokenizers."""
 
-    folder: str = str(TINY)
+    folder: str = "tiny"
+
+    @property
+    def path(self) -> Path:
+        return TINY if self.folder == "tiny" else Path(self.folder)
 
     @cached_property
     def _tokenizer(self) -> HFTokenizer:
-        path = Path(self.folder) / "tokenizer.json"
+        path = self.path / "tokenizer.json"
         if not path.is_file():
             raise FileNotFoundError(f"there is no tokenizer.json in {self.folder}")
         return HFTokenizer.from_file(str(path))
