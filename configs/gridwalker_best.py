@@ -16,7 +16,7 @@ from jaxvlmrl.optimizer import Optimizer
 
 def get_config(variant: str = "") -> Config:
     config = Config(
-        env_params=Params(step_cost=0.02),
+        env_params=Params(step_cost=0.02, invalid_cost=0.1),
         conversation=Conversation(window=4),
         imitation=ImitationPhase(
             num_updates=1500, validate_every=100, demonstrations=Demonstrations(Explorer(), num_games=0)
@@ -31,4 +31,4 @@ def get_config(variant: str = "") -> Config:
             gamma=0.95, gae_lambda=0.9, value_coef=1.0, kl_coef=0.01, entropy_coef=0.003, final_entropy_coef=0.0
         ),
     )
-    return config.tiny() if variant == "tiny" else config
+    return config.variant(variant)

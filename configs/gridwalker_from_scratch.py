@@ -21,4 +21,4 @@ def get_config(variant: str = "") -> Config:
             gamma=0.95, gae_lambda=0.9, value_coef=1.0, kl_coef=0.0, entropy_coef=0.1, final_entropy_coef=0.005
         ),
     )
-    return config.tiny() if variant == "tiny" else config
+    return config.variant(variant)

@@ -13,9 +13,9 @@ from jaxvlmrl.optimizer import Optimizer
 
 def get_config(variant: str = "") -> Config:
     config = Config(
-        env_params=Params(step_cost=0.02),
+        env_params=Params(step_cost=0.02, invalid_cost=0.1),
         imitation=ImitationPhase(num_updates=300, demonstrations=Demonstrations(FewestCommands(), num_games=1000)),
-        rl=RLPhase(num_updates=80, optimizer=Optimizer(learning_rate=2e-3, warmup_updates=10, final_share=0.05)),
+        rl=RLPhase(num_updates=90, optimizer=Optimizer(warmup_updates=10, final_share=0.05)),
         algorithm=VLDAC(gamma=0.95, gae_lambda=0.9, value_coef=1.0, kl_coef=0.02, entropy_coef=0.002),
     )
-    return config.tiny() if variant == "tiny" else config
+    return config.variant(variant)

@@ -1,5 +1,6 @@
 """From a config to the parts of a run: the policy, its environments, and the phases of training as compiled functions."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,12 +11,14 @@ from envs_jax.environment import Params as EnvParams
 from envs_jax.wrappers import AutoReset, held_out_table
 from jaxvlmrl.config import Config, ConfigError
 from jaxvlmrl.imitation import Imitation
+from jaxvlmrl.models.critics import CNNCritic
 from jaxvlmrl.models.layers import Params
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.text.chat import Chat
 from jaxvlmrl.text.tokenizer import Tokenizer
 from jaxvlmrl.update import ActorCritic, Metrics
 
+PROBES = 1000  # episodes drawn to see whether any may be trained on
 GAMES, ORDER = 0x6A3E5, 0x0D3E  # folded into the run's key: demonstrated games, and everything else
 
 
@@ -44,6 +47,7 @@ def make_policy(config: Config) -> Policy:
         raise ConfigError(
             f"the model looks at {vision.image_size} x {vision.image_size} pixels, not {width} x {height}"
         )
+    check_model(config)
     if vision.image_size % (vision.patch_size * config.model.shuffle):
         raise ConfigError(f"{vision.image_size} pixels are no whole number of shuffled patches of {vision.patch_size}")
     try:
@@ -56,8 +60,8 @@ def make_policy(config: Config) -> Policy:
         chat = Chat(tokenizer, prompt, config.model.num_image_tokens, turns, talk.max_answer_tokens)
         for action in env.actions():
             chat.answer_ids(env.answer_text(action))
-        longest = len(chat.prefix_ids) + turns * chat.tokens_per_turn
-    except (FileNotFoundError, ValueError) as error:
+        longest = len(chat.prefix_ids) + turns * chat.tokens_per_turn + 0 * chat.image_slot
+    except (FileNotFoundError, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
     if longest > config.model.text.max_positions:
         limit = config.model.text.max_positions
@@ -65,11 +69,26 @@ def make_policy(config: Config) -> Policy:
     return Policy(config.model, chat, env, talk.window, talk.constrained, talk.temperature)
 
 
+def check_model(config: Config) -> None:
+    """Raises `ConfigError` for sizes no network can be made of."""
+    text, vision, critic = config.model.text, config.model.vision, config.critic
+    if text.num_heads % text.num_kv_heads or text.head_dim % 2:
+        raise ConfigError("config.model.text.num_heads must be a multiple of num_kv_heads, and head_dim even")
+    if vision.width % vision.num_heads:
+        raise ConfigError(f"config.model.vision.width = {vision.width} cannot be cut into {vision.num_heads} heads")
+    if isinstance(critic, CNNCritic) and vision.image_size % math.prod(critic.strides):
+        raise ConfigError(f"config.critic.strides {critic.strides} do not divide {vision.image_size} pixels")
+
+
 def make_env(config: Config) -> AutoReset:
     """The training environment, which never shows an evaluation or validation episode."""
-    seeds = config.evaluation
-    ranges = [seeds.published, seeds.test, seeds.validation]
-    return AutoReset(config.env, held_out_table(config.env, config.env_params, ranges))
+    seeds, env, params = config.evaluation, config.env, config.env_params
+    held_out = held_out_table(env, params, [seeds.published, seeds.test, seeds.validation])
+    drawn = jax.vmap(lambda key: env.fingerprint(env.init(key, params)))(jax.random.split(jax.random.key(0), PROBES))
+    is_held_out = jnp.any(jnp.all(drawn[:, None] == held_out[None], axis=-1), axis=-1)
+    if bool(jnp.all(is_held_out)):
+        raise ConfigError("config.evaluation's seeds hold out every layout of this board: take fewer, or another board")
+    return AutoReset(env, held_out)
 
 
 def make_phases(config: Config, policy: Policy) -> list[Phase]:
@@ -100,8 +119,9 @@ def make_actor_critic(config: Config, policy: Policy, env: AutoReset) -> ActorCr
     is_exact = config.model.dtype == "float32" and jax.default_backend() == "cpu"  # others round products of float32
     automatic = "sampler" if is_exact else "recomputed"
     old_log_prob = automatic if phase.old_log_prob == "auto" else phase.old_log_prob
+    moving = phase.num_updates - config.algorithm.warmup_updates  # the policy's schedule stands still before
     return ActorCritic(
-        policy, config.critic, env, config.algorithm, phase.optimizer.make(phase.num_updates, steps),
+        policy, config.critic, env, config.algorithm, phase.optimizer.make(moving, steps),
         phase.critic_optimizer.make(phase.num_updates, steps), phase.num_updates, phase.num_turns, phase.epochs,
         phase.minibatches, phase.microbatches, old_log_prob,
     )  # fmt: skip

@@ -44,6 +44,8 @@ def read_config(argv: Sequence[str], define: Callable[[flags.FlagValues], None])
         values = parse(argv, define_all)
     except KeyError as error:
         raise ConfigError(_first_unknown_field(argv)) from error
+    except OSError as error:
+        raise ConfigError(_first_line(error)) from error
     except (TypeError, ValueError, AttributeError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -54,12 +56,17 @@ def read_config(argv: Sequence[str], define: Callable[[flags.FlagValues], None])
         config = values["config"].value
         config.check()
     except OSError as error:
-        raise ConfigError(str(error.__cause__ or error).splitlines()[0]) from error
+        raise ConfigError(_first_line(error)) from error
     return config, values
 
 
+def _first_line(error: OSError) -> str:
+    return "the config cannot be loaded: " + str(error.__cause__ or error).splitlines()[0]
+
+
 def _first_unknown_field(argv: Sequence[str]) -> str:
-    path = next(arg.split("=")[1] for arg in argv if arg.startswith("--config="))
+    named = re.findall(r"(?:^|\x00)--?config[=\x00]([^\x00]+)", "\x00".join(argv))
+    path = named[-1]
     values = flags.FlagValues()
     define_config(values, [argv[0], f"--config={path}"])
     config = values([argv[0], f"--config={path}"]) and values["config"].value

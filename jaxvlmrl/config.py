@@ -94,6 +94,12 @@ class Config:
     checkpoint_every: int = 25  # updates
     seed: int = 0
 
+    def variant(self, name: str) -> "Config":
+        """What stands after the colon of `--config=configs/NAME.py:tiny`; nothing there is the config itself."""
+        if name not in ("", "tiny"):
+            raise ConfigError(f"the config has no variant {name}; there is only tiny")
+        return self.tiny() if name else self
+
     def tiny(self) -> "Config":
         """The same run in a CPU minute: two updates of a few games a phase, evaluated on eight. What `:tiny` means."""
         small = dataclasses.replace
@@ -101,7 +107,9 @@ class Config:
         rl = small(self.rl, num_updates=min(self.rl.num_updates, 2), num_envs=8, num_turns=6)
         rl = small(rl, epochs=1, minibatches=2, microbatches=2)
         seeds = Evaluation(test=(1000, 1008), validation=(5000, 5008), batch=8)
-        return small(self, imitation=small(imitation, minibatches=2), rl=rl, evaluation=seeds)
+        algorithm = small(self.algorithm, warmup_updates=min(self.algorithm.warmup_updates, 1))
+        imitation = small(imitation, minibatches=2)
+        return small(self, imitation=imitation, rl=rl, algorithm=algorithm, evaluation=seeds)
 
     def check(self) -> None:
         """Raises `ConfigError` for what cannot be run."""
@@ -120,6 +128,12 @@ class Config:
             raise ConfigError("config.conversation needs a window of at least 1 turn and at least 2 answer tokens")
         if self.conversation.temperature <= 0 or self.checkpoint_every < 1:
             raise ConfigError("config.conversation.temperature and config.checkpoint_every must be above 0")
+        for name in ("test", "validation", "published"):
+            seeds = getattr(self.evaluation, name)
+            if len(seeds) != 2 or not 0 <= seeds[0] < seeds[1] <= 1 << 32:
+                raise ConfigError(f"config.evaluation.{name} = {seeds} is no range of seeds (first, end)")
+        if self.evaluation.batch < 2:
+            raise ConfigError("config.evaluation.batch must be at least 2")
         try:
             self.env.check(self.env_params)
         except ValueError as error:

@@ -55,11 +55,11 @@ class Evaluator:
         self._play = jax.jit(self._play_batch)
 
     def play(self, params: Params, seeds: Sequence[int], key: jax.Array, greedy: bool, eyes: str = "own") -> Episodes:
-        """One episode of each seed; a ragged last batch is filled up and cut."""
+        """One episode of each seed; a ragged last batch is filled up with others and cut."""
         numbers = np.asarray(seeds, np.uint32)
         parts = []
         for start in range(0, len(numbers), self.batch):
-            part = np.resize(numbers[start : start + self.batch], self.batch)
+            part = np.resize(np.concatenate([numbers[start : start + self.batch], numbers]), self.batch)
             found = self._play(params, part, jax.random.fold_in(key, start), greedy, EYES.index(eyes))
             parts.append(jax.tree.map(np.asarray, found))
         whole = jax.tree.map(lambda *xs: np.concatenate(xs)[: len(numbers)], *parts)

@@ -15,6 +15,7 @@ from absl import flags
 
 from envs_jax.players import RandomPlayer
 from jaxvlmrl import acting, command_line, runs
+from jaxvlmrl.building import make_policy
 from jaxvlmrl.config import ConfigError
 from jaxvlmrl.episodes import ENDED, Episodes, Evaluator, pass_at_k, play_scripted, summarise
 from jaxvlmrl.policy import Policy
@@ -30,8 +31,9 @@ class Entry(NamedTuple):
 
 def evaluate(actor: acting.Actor, seeds: range, turns: int, samples: int, key: jax.Array) -> list[Entry]:
     """All rows: scripted players first, then the checkpoint."""
-    config, policy = actor.config, actor.policy
-    env_params = dataclasses.replace(config.env_params, max_turns=turns)
+    env_params = dataclasses.replace(actor.config.env_params, max_turns=turns)
+    config = dataclasses.replace(actor.config, env_params=env_params)
+    policy = make_policy(config)  # is there room for so many turns?
     entry = lambda name, episodes: Entry(name, summarise(episodes), episodes)
     players = {"random": RandomPlayer()} | config.env.players()
     rows = [entry(name, play_scripted(player, config.env, env_params, seeds, key)) for name, player in players.items()]
@@ -47,7 +49,8 @@ def evaluate(actor: acting.Actor, seeds: range, turns: int, samples: int, key: j
         for k in sorted({1, min(4, samples), samples}):
             sampled.figures[f"pass@{k}"] = pass_at_k(wins, samples, k)
         rows.append(sampled)
-    rows += [entry(f"checkpoint, {eyes} images", play(True, eyes)) for eyes in ("blank", "shuffled")]
+    other_eyes = ("blank", "shuffled") if len(seeds) > 1 else ("blank",)
+    rows += [entry(f"checkpoint, {eyes} images", play(True, eyes)) for eyes in other_eyes]
     return rows
 
 
@@ -86,9 +89,8 @@ def as_json(rows: list[Entry], policy: Policy) -> list[dict[str, Any]]:
         facts = {"seed": int(episodes.seeds[index]), "won": bool(episodes.won[index])}
         return facts | {"turns": int(episodes.turns[index]), "answers": answers(episodes, index)}
 
-    no_nan = lambda figures: {name: None if value != value else value for name, value in figures.items()}
     return [
-        {"player": name} | no_nan(figures) | {"games": [of(episodes, i) for i in range(len(episodes.seeds))]}
+        {"player": name} | figures | {"games": [of(episodes, i) for i in range(len(episodes.seeds))]}
         for name, figures, episodes in rows
     ]
 
@@ -117,6 +119,8 @@ def main(argv: list[str]) -> int:
     if given["checkpoint"] is None:
         raise ConfigError("say which run to evaluate: --checkpoint=runs/quickstart-0")
     seeds, turns = read_seeds(given["seeds"]), given["turns"]
+    if given["json"] and not Path(given["json"]).absolute().parent.is_dir():
+        raise ConfigError(f"--json={given['json']} is in a folder that does not exist")
     actor = acting.load_policy(given["checkpoint"])
     rows = evaluate(actor, seeds, turns, given["samples"], jax.random.key(given["key"]))
     print(f"{actor.config.env.name}, seeds {seeds.start} to {seeds.stop - 1}, at most {turns} turns")

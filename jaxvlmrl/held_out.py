@@ -34,8 +34,7 @@ def finish(
     pictures.learning_curve(run.rows(), run.folder / "curve.png")
     pictures.episode_gif(policy.env, config.env_params, policy.chat.tokenizer, published, run.folder / "episodes.gif")
     summary |= {"wall_s": round(wall_s(), 1), "machine": this_machine()}
-    run.finish(summary)
-    return summary
+    return run.finish(summary)
 
 
 def measure(evaluator: Evaluator, params: Params, seeds: range, key: jax.Array) -> dict[str, Any]:
@@ -60,8 +59,10 @@ def in_words(summary: dict[str, Any]) -> str:
     lines = [
         f"finished in {summary['wall_s']:.0f} s. On {after['episodes']} held-out games: "
         f"{after['win_rate_greedy']:.1%} won (95% interval {low:.1%} to {high:.1%}), "
-        f"in {after['mean_turns']:.2f} turns on average; {after['win_rate_sampled']:.1%} with sampled answers."
+        f"{after['win_rate_sampled']:.1%} with sampled answers."
     ]
+    if after["mean_turns"] is not None:
+        lines.append(f"Games that were won took {after['mean_turns']:.2f} turns on average.")
     if "before_rl" in summary:
         lines.append(f"Before reinforcement learning: {summary['before_rl']['win_rate_greedy']:.1%} won.")
     blind = (

@@ -15,6 +15,8 @@ import json
 import math
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +35,8 @@ class Position(NamedTuple):
     row: int = 0  # of metrics.jsonl, the next to be written
     turns: int = 0  # environment steps so far
     wall_s: float = 0.0
-    best_score: tuple[float, float] = (-1.0, 0.0)  # of the phase: win rate, minus mean turns
-    best_update: int = 0
+    best_score: tuple[float, float] = (-1.0, 0.0)  # of the run so far: win rate, minus mean turns
+    best_row: int = 0  # rows written when it was reached
     made_on: str = ""
 
 
@@ -45,21 +47,25 @@ class Run:
         """Opens or makes the directory. Raises `ConfigError` where it cannot be written to or is another config's."""
         self.folder = folder
         self._claim(config)
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        self._checkpoints = ocp.CheckpointManager((folder / "checkpoints").absolute(), options=options)
+        self._checkpoints = open_checkpoints(folder / "checkpoints", keep=2)
+        self._best = open_checkpoints(folder / "best", keep=1)
         self._metrics = (folder / "metrics.jsonl").open("a")
         self._tensorboard: SummaryWriter | None = None
 
     def _claim(self, config: Config) -> None:
         path = self.folder / "config.json"
         try:
+            if (
+                self.folder.is_dir()
+                and not path.exists()
+                and any(not p.name.startswith(".") for p in self.folder.iterdir())
+            ):
+                raise ConfigError(f"{self.folder} is no run of jaxvlmrl and not empty; choose another --workdir")
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                if any(path.name != ".lock" for path in self.folder.iterdir()):
-                    raise ConfigError(f"{self.folder} is no run of jaxvlmrl and not empty; choose another --workdir")
-                write_json(path, to_json(config))
             self._lock = (self.folder / ".lock").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not path.exists():
+                write_json(path, to_json(config))
         except BlockingIOError as error:
             raise ConfigError(f"{self.folder} is in use by another process") from error
         except OSError as error:
@@ -75,17 +81,19 @@ class Run:
         step = self._checkpoints.latest_step()
         if step is None:
             return None
-        data = self._checkpoints.restore(step, args=ocp.args.Composite(position=ocp.args.JsonRestore()))["position"]
-        return Position(**data | {"best_score": tuple(data["best_score"])})
+        with readable(self.folder / "checkpoints"):
+            args = ocp.args.Composite(position=ocp.args.JsonRestore())
+            data = self._checkpoints.restore(step, args=args)["position"]
+            return Position(**data | {"best_score": tuple(data["best_score"])})
 
     def restore(self, like: Any) -> Any:
-        """The newest checkpoint's arrays, in the shape of `like`; rows written after it are cut."""
+        """The newest checkpoint's arrays, in the shape of `like`."""
         row = self._checkpoints.latest_step()
         assert row is not None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        restored = self._checkpoints.restore(row, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract)))
-        self.cut(row)
-        return restored["arrays"]
+        with readable(self.folder / "checkpoints"):
+            args = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
+            return self._checkpoints.restore(row, args=args)["arrays"]
 
     def save(self, position: Position, arrays: Any) -> None:
         """A checkpoint; the two newest are kept. The metrics up to it are on the disk first."""
@@ -96,10 +104,13 @@ class Run:
         if position.row not in self._checkpoints.all_steps():
             self._checkpoints.save(position.row, args=data)
 
-    def save_best(self, policy: Any) -> None:
-        """The policy alone, in best/."""
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((self.folder / "best").absolute(), policy, force=True)
+    def save_best(self, position: Position, policy: Any) -> None:
+        """The policy alone, in best/, in place of every other that is there."""
+        for row in self._best.all_steps():
+            if row > position.best_row:  # of rows that were cut
+                self._best.delete(row)
+        if position.best_row not in self._best.all_steps():
+            self._best.save(position.best_row, args=ocp.args.StandardSave(policy))
 
     # Metrics
 
@@ -107,18 +118,15 @@ class Run:
         """Drops all rows from `row` on, half-written ones included."""
         self._metrics.close()
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines()
-        kept = [line for line in lines[:row] if line.endswith("}")]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(path)
+        whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
+        write_text(path, "".join(line + "\n" for line in whole if json.loads(line)["row"] < row))
         self._metrics = path.open("a")
 
     def write(self, row: int, metrics: dict[str, float | int | str]) -> None:
         """One row, of plain numbers, to metrics.jsonl and TensorBoard."""
         if self._tensorboard is None:
             self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=row, flush_secs=30)
-        plain = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in metrics.items()}
+        plain = without_nan(metrics)
         self._metrics.write(json.dumps({"row": row} | plain) + "\n")
         self._metrics.flush()
         for name, value in plain.items():
@@ -136,8 +144,10 @@ class Run:
         path = self.folder / "summary.json"
         return json.loads(path.read_text()) if path.exists() else None
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """The summary as it is written down, last of all."""
         write_json(self.folder / "summary.json", summary)
+        return without_nan(summary)
 
     def __enter__(self) -> "Run":
         return self
@@ -145,6 +155,7 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self._metrics.close()
         self._checkpoints.close()
+        self._best.close()
         self._lock.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
@@ -170,23 +181,52 @@ def read_config(folder: Path) -> Config:
 
 
 def read_policy(folder: Path, like: Any) -> Any:
-    """The best policy of a run directory, in the shape of `like`. Raises `ConfigError` where there is none that fits."""
-    path = (folder / "best").absolute()
+    """A run directory's best policy, in the shape of `like`. Raises `ConfigError` where there is none that fits."""
+    path = folder / "best"
     if not path.is_dir():
         raise ConfigError(f"{folder} has no checkpoint yet: there is no folder best in it")
+    with readable(path), open_checkpoints(path, keep=1) as checkpoints:
+        if checkpoints.latest_step() is None:
+            raise ConfigError(f"{folder} has no checkpoint yet: nothing has been validated")
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return checkpoints.restore(checkpoints.latest_step(), args=ocp.args.StandardRestore(abstract))
+
+
+def open_checkpoints(path: Path, keep: int) -> ocp.CheckpointManager:
+    """Saves are made whole or not at all, and are there when `save` returns."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+    return ocp.CheckpointManager(path.absolute(), options=options)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turns what Orbax says of a damaged or foreign checkpoint into a `ConfigError`."""
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(path, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{path} is not a checkpoint of the model in {folder / 'config.json'}: {first}") from error
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # Orbax raises whatever its storage does
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{path} is damaged, or not a checkpoint of this config: {first}") from error
 
 
 def write_json(path: Path, data: Any) -> None:
-    """All of it or nothing, whenever the process dies."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(data, indent=2) + "\n")
+    """All of it or nothing, whenever the process dies; what is not a number becomes null."""
+    write_text(path, json.dumps(without_nan(data), indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(text)
     temporary.replace(path)
+
+
+def without_nan(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {name: without_nan(value) for name, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [without_nan(value) for value in data]
+    return None if isinstance(data, float) and math.isnan(data) else data
 
 
 def this_machine() -> str:

@@ -49,19 +49,23 @@ class Stop:
 def train(config: Config, folder: Path, started: float) -> dict[str, Any]:
     """The whole run; returns its summary, which is also in summary.json. `started`: since when the clock runs."""
     policy = make_policy(config)
-    with Run(folder, config) as run, stopping_on_signals() as stop:
+    phases = make_phases(config, policy)
+    first = jax.jit(policy.model.init)(jax.random.key(config.seed))
+    if config.start_from and not (folder / "checkpoints").exists():
+        first = read_policy(Path(config.start_from), first)
+    with Run(folder, config) as run:
         if (summary := run.summary()) is not None:
             return summary
-        phases = make_phases(config, policy)
         evaluator = Evaluator(policy, config.env_params, config.evaluation.batch)
-        first = jax.jit(policy.model.init)(jax.random.key(config.seed))
-        if config.start_from:
-            first = read_policy(Path(config.start_from), first)
         position = run.last() or Position()
-        loop = Loop(config, run, evaluator, Watchdog(), stop, started - position.wall_s)
+        run.cut(position.row)
         progress = Progress(position, first, first)
-        for index in range(position.phase, len(phases)):
-            progress = loop.run_phase(index, phases[index], progress)
+        with stopping_on_signals() as stop:
+            loop = Loop(config, run, evaluator, Watchdog(), stop, started - position.wall_s)
+            if config.start_from and not position.row:
+                progress, _ = loop.validate(progress, first)
+            for index in range(position.phase, len(phases)):
+                progress = loop.run_phase(index, phases[index], progress)
         return held_out.finish(config, run, evaluator, progress.best, progress.before, loop.wall_s)
 
 
@@ -106,7 +110,8 @@ class Loop(NamedTuple):
             say(f"goes on with {phase.name} after update {position.update} of {phase.num_updates}")
             if position.made_on != this_machine():
                 say(f"the checkpoint is of another machine ({position.made_on}): the run goes on, bits may differ")
-            self.run.save_best(best)
+            if position.best_row:
+                self.run.save_best(position, best)
             return state, Progress(position, best, before)
         return state, Progress(position._replace(phase=index, update=0), progress.best, progress.best)
 
@@ -131,14 +136,14 @@ class Loop(NamedTuple):
         """Greedy play on the validation seeds; the best policy so far is kept."""
         seeds = range(*self.config.evaluation.validation)
         found = summarise(self.evaluator.play(policy, seeds, jax.random.key(0), greedy=True))
-        row: Row = {f"validation/{name}": found[name] for name in ("win_rate", "mean_turns", "unparsable_share")}
+        names = ("win_rate", "mean_turns", "unparsable_share") if found["wins"] else ("win_rate", "unparsable_share")
         score = (found["win_rate"], -found["mean_turns"] if found["wins"] else 0.0)
-        at = progress.position
-        if score > at.best_score or at.best_update == 0:
+        if score > progress.position.best_score:
             kept = jax.tree.map(jnp.copy, policy)
-            progress = progress._replace(best=kept, position=at._replace(best_score=score, best_update=at.row))
-            self.run.save_best(kept)
-        return progress, row
+            position = progress.position._replace(best_score=score, best_row=progress.position.row)
+            progress = Progress(position, kept, progress.before)
+            self.run.save_best(position, kept)
+        return progress, {f"validation/{name}": found[name] for name in names}
 
     def save_if_due(self, progress: Progress, state: Any, is_last: bool) -> None:
         is_stopped = self.stop.signal is not None
@@ -161,7 +166,9 @@ def tell(bar: tqdm, phase: Phase, at: Position, row: Row, complaints: list[str])
     bar.set_postfix_str(", ".join(figures), refresh=False)
     bar.update()
     if "validation/win_rate" in row:
-        wins = f"validation {row['validation/win_rate']:.1%} in {row['validation/mean_turns']:.2f} turns"
+        wins = f"validation {row['validation/win_rate']:.1%}"
+        if "validation/mean_turns" in row:
+            wins += f" in {row['validation/mean_turns']:.2f} turns"
         heading = f"{phase.name} {at.update}/{phase.num_updates}, {at.turns / 1e3:.0f}k turns, {at.wall_s:.0f} s"
         say(f"{heading}: {wins}; {', '.join(figures)}")
     for sentence in complaints:

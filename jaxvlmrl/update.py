@@ -161,9 +161,9 @@ class ActorCritic:
         steps = jax.tree.map(flat, rows.steps)
         loss = self.algorithm.loss(flat(log_prob), flat(entropy), flat(value), steps, when.is_warmup, when.progress)
         gap = jnp.max(jnp.where(rows.steps.is_action_token, jnp.abs(log_prob - rows.sampled_log_prob), 0.0))
-        metrics = {
-            f"loss/{name}": term for name, term in loss._asdict().items() if name not in ("entropy", "clip_fraction")
-        }
+        metrics = {"loss/total": loss.total, "loss/policy": loss.policy, "loss/value": loss.value}
+        if self.algorithm.kl_coef:
+            metrics["loss/kl"] = loss.kl
         metrics |= {"policy/entropy": loss.entropy, "policy/clip_fraction": loss.clip_fraction, "ratio/gap": gap}
         return loss.total, metrics
 

@@ -94,6 +94,9 @@ class GridWalker(TextEnvironment):
             raise ValueError(f"{blocks} blocks on a board of size {size} are outside 0..{most}")
         if int(params.max_turns) < 1:
             raise ValueError(f"max_turns is {int(params.max_turns)}, an episode needs at least 1")
+        low, high = float(params.min_camera_frames), float(params.max_camera_frames)
+        if not (0 <= low <= high) or (low == float("inf")) != (high == float("inf")):
+            raise ValueError(f"camera frames from {low} to {high} are no range; give both ends, or neither")
         if self.quality not in renderer.QUALITIES or self.camera not in ("settled", "live"):
             raise ValueError(f"quality {self.quality!r} or camera {self.camera!r} is unknown")
         if self.height < 1 or self.width < 1:
