@@ -21,7 +21,8 @@ def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None]) -> fl
     try:
         rest = values(list(argv))
     except flags.Error as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ConfigError(f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") else lines[0]) from error
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]} is no flag; flags are written --name=value")
     return values
@@ -45,7 +46,7 @@ def read_config(argv: Sequence[str], define: Callable[[flags.FlagValues], None])
     except KeyError as error:
         raise ConfigError(_first_unknown_field(argv)) from error
     except OSError as error:
-        raise ConfigError(_first_line(error)) from error
+        raise ConfigError(_not_loaded(argv, error)) from error
     except (TypeError, ValueError, AttributeError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -56,17 +57,22 @@ def read_config(argv: Sequence[str], define: Callable[[flags.FlagValues], None])
         config = values["config"].value
         config.check()
     except OSError as error:
-        raise ConfigError(_first_line(error)) from error
+        raise ConfigError(_not_loaded(argv, error)) from error
     return config, values
 
 
-def _first_line(error: OSError) -> str:
-    return "the config cannot be loaded: " + str(error.__cause__ or error).splitlines()[0]
+def _not_loaded(argv: Sequence[str], error: OSError) -> str:
+    reason = str(error.__cause__ or error).strip().splitlines()
+    return f"the config {_config_path(argv)} cannot be loaded: {reason[0] if reason else 'no reason given'}"
+
+
+def _config_path(argv: Sequence[str]) -> str:
+    """What the last --config=PATH or --config PATH names."""
+    return re.findall(r"(?:^|\x00)--?config[=\x00]([^\x00]+)", "\x00".join(argv))[-1]
 
 
 def _first_unknown_field(argv: Sequence[str]) -> str:
-    named = re.findall(r"(?:^|\x00)--?config[=\x00]([^\x00]+)", "\x00".join(argv))
-    path = named[-1]
+    path = _config_path(argv)
     values = flags.FlagValues()
     define_config(values, [argv[0], f"--config={path}"])
     config = values([argv[0], f"--config={path}"]) and values["config"].value

@@ -183,13 +183,12 @@ def read_config(folder: Path) -> Config:
 def read_policy(folder: Path, like: Any) -> Any:
     """A run directory's best policy, in the shape of `like`. Raises `ConfigError` where there is none that fits."""
     path = folder / "best"
-    if not path.is_dir():
-        raise ConfigError(f"{folder} has no checkpoint yet: there is no folder best in it")
-    with readable(path), open_checkpoints(path, keep=1) as checkpoints:
-        if checkpoints.latest_step() is None:
-            raise ConfigError(f"{folder} has no checkpoint yet: nothing has been validated")
+    rows = [int(saved.name) for saved in path.glob("*") if saved.name.isdigit()]
+    if not rows:
+        raise ConfigError(f"{folder} has no checkpoint yet: nothing in it has been validated")
+    with readable(path), ocp.StandardCheckpointer() as checkpointer:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return checkpoints.restore(checkpoints.latest_step(), args=ocp.args.StandardRestore(abstract))
+        return checkpointer.restore((path / str(max(rows)) / "default").absolute(), abstract)
 
 
 def open_checkpoints(path: Path, keep: int) -> ocp.CheckpointManager:

@@ -26,7 +26,11 @@ def test_config_builds(name: str):
     make_policy(config)
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "quickstart"])
+SLOW = ("gridwalker_best",)
+OTHERS = [name for name in CONFIGS if name != "quickstart"]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in OTHERS])
 def test_tiny_variant_runs(name: str, tmp_path: Path):
     """The quickstart's is what test_runs.py is about."""
     argv = ["train", f"--config={ROOT}/configs/{name}.py:tiny"]
