@@ -111,7 +111,7 @@ def main(_: list[str]) -> None:
         settings = [(32, 3, 2)]
     else:
         settings = [(envs, 16, WINDOW) for envs in (64, 256, 1024)] + [(256, turns, WINDOW) for turns in (32, 64)]
-        settings += [(256, 16, 16), (128, 32, 32), (64, 64, 64)]  # full history
+        settings += [(128, 16, 16), (64, 32, 32), (32, 64, 64)]  # full history
     rows = [train_step(*setting) for setting in settings]
     parts = parts_of_an_update(32, 3) if QUICK.value else parts_of_an_update(256, 16)
     if JSON.value:

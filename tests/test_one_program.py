@@ -49,8 +49,12 @@ def two_rollouts(window: int, constrained: bool):
     return actor_critic, sharpened(fresh(config)), run
 
 
-@pytest.mark.parametrize("window", [1, 2, 4, pytest.param(8, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("constrained", [True, False])
+SLOW = pytest.mark.slow
+CASES = [(1, True), (2, False), (4, True), (4, False)]
+OTHER_CASES = [pytest.param(*case, marks=SLOW) for case in ((1, False), (2, True), (8, True), (8, False))]
+
+
+@pytest.mark.parametrize(("window", "constrained"), CASES + OTHER_CASES)
 def test_sampled_log_probs_are_the_trainers(window: int, constrained: bool):
     _, params, run = two_rollouts(window, constrained)
     for weights in (params, params | {"lm_head": params["lm_head"] / 20}):
