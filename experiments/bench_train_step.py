@@ -22,7 +22,7 @@ from jaxvlmrl.runs import this_machine
 from jaxvlmrl.update import When
 
 PER_MINIBATCH, WINDOW = 32, 3
-REPEATS = flags.DEFINE_integer("repeats", 3, "timings of a figure; the best counts")
+REPEATS = flags.DEFINE_integer("repeats", 3, "rounds of timings; the best of each counts")
 QUICK = flags.DEFINE_bool("quick", False, "only the smallest setting, to see that it runs")
 JSON = flags.DEFINE_string("json", None, "where to write the figures")
 
@@ -35,37 +35,45 @@ def config_of(num_envs: int, num_turns: int, window: int) -> Config:
     )
 
 
-def best_time(run: Callable[[], Any]) -> float:
-    """Seconds of one call, after one that does not count."""
+def seconds_of(run: Callable[[], Any]) -> float:
+    started = time.perf_counter()
     jax.block_until_ready(run())
-    times = []
-    for _ in range(REPEATS.value):
-        started = time.perf_counter()
+    return time.perf_counter() - started
+
+
+def best_times(runs: list[Callable[[], Any]]) -> list[float]:
+    """Seconds of one call of each, the best of rounds in which all take their turn: a noisy minute hits all alike."""
+    for run in runs:
         jax.block_until_ready(run())
-        times.append(time.perf_counter() - started)
-    return min(times)
+    rounds = [[seconds_of(run) for run in runs] for _ in range(REPEATS.value)]
+    return [min(times) for times in zip(*rounds)]
 
 
-def train_step(num_envs: int, num_turns: int, window: int) -> dict[str, float]:
+def train_step(num_envs: int, num_turns: int, window: int) -> Callable[[], Any]:
+    """A compiled update that goes on where its last call ended."""
     config = config_of(num_envs, num_turns, window)
     phase = rl_phase(config, make_policy(config), make_env(config))
     params = jax.jit(config.model.init)(jax.random.key(0))
-    state = jax.jit(phase.init)(params, jax.random.key(1))
-    started = time.perf_counter()
-    step = phase.compile(state)
-    compiled = time.perf_counter() - started
-    holder = [state]
+    holder = [jax.jit(phase.init)(params, jax.random.key(1))]
+    step = phase.compile(holder[0])
 
     def run() -> Any:
         holder[0], metrics = step(holder[0], jax.random.key(2), jnp.int32(50))
         return metrics
 
-    seconds = best_time(run)
-    steps = num_envs * num_turns
-    found = {"envs": num_envs, "turns": num_turns, "window": window, "us_per_step": 1e6 * seconds / steps}
-    print(f"{num_envs:5d} envs  T {num_turns:3d}  W {window:3d}  {steps / seconds:8,.0f} steps/s", end="  ")
-    print(f"{found['us_per_step']:7.1f} us/step  compiled in {compiled:.1f} s", flush=True)
-    return found
+    return run
+
+
+def cost_per_step(settings: list[tuple[int, int, int]]) -> list[dict[str, float]]:
+    times = best_times([train_step(*setting) for setting in settings])
+    rows = []
+    for (envs, turns, window), seconds in zip(settings, times):
+        microseconds = 1e6 * seconds / (envs * turns)
+        rows.append({"envs": envs, "turns": turns, "window": window, "us_per_step": microseconds})
+        print(
+            f"{envs:5d} envs  T {turns:3d}  W {window:3d}  {1e6 / microseconds:8,.0f} steps/s {microseconds:8.1f} us/step"
+        )
+    return rows
 
 
 def parts_of_an_update(num_envs: int, num_turns: int) -> dict[str, float]:
@@ -91,13 +99,14 @@ def parts_of_an_update(num_envs: int, num_turns: int) -> dict[str, float]:
     rows = rows_of(learner, trajectory, advantage, returns, value[:-1])
     when = When(jnp.bool_(False), jnp.float32(0.5))
     learn = jax.jit(lambda learner, rows: actor_critic.learn(learner, rows, jax.random.key(3), when))
-    found = {
-        "rendering": best_time(lambda: render(trajectory.state)),
-        "rollout": best_time(lambda: play(learner)),
-        "judging": best_time(lambda: judge(learner, trajectory, session)),
-        "reference": best_time(lambda: rows_of(learner, trajectory, advantage, returns, value[:-1])),
-        "learning": best_time(lambda: learn(learner, rows)),
+    parts = {
+        "rendering": lambda: render(trajectory.state),
+        "rollout": lambda: play(learner),
+        "judging": lambda: judge(learner, trajectory, session),
+        "reference": lambda: rows_of(learner, trajectory, advantage, returns, value[:-1]),
+        "learning": lambda: learn(learner, rows),
     }
+    found = dict(zip(parts, best_times(list(parts.values()))))
     total = sum(seconds for name, seconds in found.items() if name != "rendering")
     print(f"one update of {num_envs} environments, {num_turns} turns: {total:.2f} s, of which")
     for name, seconds in found.items():
@@ -112,7 +121,7 @@ def main(_: list[str]) -> None:
     else:
         settings = [(envs, 16, WINDOW) for envs in (64, 256, 1024)] + [(256, turns, WINDOW) for turns in (32, 64)]
         settings += [(128, 16, 16), (64, 32, 32), (32, 64, 64)]  # full history
-    rows = [train_step(*setting) for setting in settings]
+    rows = cost_per_step(settings)
     parts = parts_of_an_update(32, 3) if QUICK.value else parts_of_an_update(256, 16)
     if JSON.value:
         found = {"machine": this_machine(), "train_step": rows, "parts_s": parts}
