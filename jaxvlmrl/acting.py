@@ -55,10 +55,10 @@ class Actor:
 
         Raises ValueError for a picture of another shape or type.
         """
-        side = self.policy.model.vision.image_size
-        if np.shape(image) != (side, side, 3) or np.asarray(image).dtype != np.uint8:
+        shape = (*self.policy.model.image_shape, 3)
+        if np.shape(image) != shape or np.asarray(image).dtype != np.uint8:
             found = f"{np.shape(image)} {np.asarray(image).dtype}"
-            raise ValueError(f"the policy looks at uint8 pictures of shape ({side}, {side}, 3), not {found}")
+            raise ValueError(f"the policy looks at uint8 pictures of shape {shape}, not {found}")
         greedy, key = key is None, jax.random.key(0) if key is None else key
         ids, valid, log_prob, action, conversation = self._take_turn(self.params, image, conversation, key, greedy)
         text = self.policy.chat.tokenizer.decode(np.asarray(ids)[np.asarray(valid)].tolist())
@@ -68,7 +68,7 @@ class Actor:
         policy = self.policy
         image_tokens = policy.model.image_tokens(params, image[None])
         prefix = policy.prefix(params)
-        answer, turns, kv = take_turn(policy, params, at.ring, prefix, at.place, image_tokens, key, greedy)
+        answer, turns, kv = take_turn(policy, policy.model.unstacked(params), at.ring, prefix, at.place, image_tokens, key, greedy)
         ring = at.ring.write(at.turn, kv, turns.valid)
         place = at.place.after(policy, turns, jnp.zeros(1, bool))
         action = policy.read(answer.ids, answer.valid)[0]

@@ -40,17 +40,14 @@ class Phase(NamedTuple):
 
 def make_policy(config: Config) -> Policy:
     """The policy a config describes. Raises `ConfigError` where its parts do not fit each other."""
-    env, talk, vision = config.env, config.conversation, config.model.vision
+    env, talk, model = config.env, config.conversation, config.model
     image = jax.eval_shape(lambda: env.observe(env.init(jax.random.key(0), config.env_params)))["image"]
-    if image.shape[:2] != (vision.image_size, vision.image_size):
-        height, width = image.shape[:2]
-        raise ConfigError(
-            f"the model looks at {vision.image_size} x {vision.image_size} pixels, not {width} x {height}"
-        )
-    check_model(config)
-    if vision.image_size % (vision.patch_size * config.model.shuffle):
-        raise ConfigError(f"{vision.image_size} pixels are no whole number of shuffled patches of {vision.patch_size}")
+    if image.shape[:2] != model.image_shape:
+        sizes = [f"{width} x {height}" for height, width in (model.image_shape, image.shape[:2])]
+        raise ConfigError(f"the model looks at {sizes[0]} pixels, not {sizes[1]}")
     try:
+        model.check()
+        check_critic(config)
         tokenizer = Tokenizer(talk.tokenizer)
         if tokenizer.vocab_size > config.model.text.vocab_size:
             count = f"{tokenizer.vocab_size} tokens, the model has {config.model.text.vocab_size}"
@@ -69,15 +66,11 @@ def make_policy(config: Config) -> Policy:
     return Policy(config.model, chat, env, talk.window, talk.constrained, talk.temperature)
 
 
-def check_model(config: Config) -> None:
-    """Raises `ConfigError` for sizes no network can be made of."""
-    text, vision, critic = config.model.text, config.model.vision, config.critic
-    if text.num_heads % text.num_kv_heads or text.head_dim % 2:
-        raise ConfigError("config.model.text.num_heads must be a multiple of num_kv_heads, and head_dim even")
-    if vision.width % vision.num_heads:
-        raise ConfigError(f"config.model.vision.width = {vision.width} cannot be cut into {vision.num_heads} heads")
-    if isinstance(critic, CNNCritic) and vision.image_size % math.prod(critic.strides):
-        raise ConfigError(f"config.critic.strides {critic.strides} do not divide {vision.image_size} pixels")
+def check_critic(config: Config) -> None:
+    """Raises `ConfigError` for sizes no critic can be made of."""
+    critic, sides = config.critic, config.model.image_shape
+    if isinstance(critic, CNNCritic) and any(side % math.prod(critic.strides) for side in sides):
+        raise ConfigError(f"config.critic.strides {critic.strides} do not divide {sides[1]} x {sides[0]} pixels")
 
 
 def make_env(config: Config) -> AutoReset:

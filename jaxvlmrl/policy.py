@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs_jax.environment import TextEnvironment
-from jaxvlmrl.models.attention import attend_causally
-from jaxvlmrl.models.layers import ByLayer, Params
+from jaxvlmrl.models.attention import KeyValue, attend_causally
+from jaxvlmrl.models.layers import Params
 from jaxvlmrl.models.smolvlm import SmolVLM
 from jaxvlmrl.text.answers import Grammar, grammar_of, read_answer
 from jaxvlmrl.text.chat import Chat, Observation
@@ -68,11 +68,39 @@ class Policy:
     def grammar_step(self, grammar_state: jax.Array, ids: jax.Array) -> jax.Array:
         return jnp.asarray(self.grammar.next_state)[grammar_state, ids]
 
-    def prefix(self, params: Params) -> ByLayer:
+    @cached_property
+    def _slots(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of a turn's S slots: how far a token there moves the running position, and its own offset from it.
+
+        A picture's tokens all stand at the position where it begins, at the model's offsets from it.
+        """
+        offsets, advance = self.model.image_positions()
+        start, end = self.chat.image_slot, self.chat.image_slot + len(offsets)
+        moves = np.ones(self.chat.tokens_per_turn, np.int32)
+        moves[start:end] = 0
+        moves[end - 1] = advance
+        of_slot = np.zeros((self.chat.tokens_per_turn, *offsets.shape[1:]), np.int32)
+        of_slot[start:end] = offsets
+        return moves, of_slot
+
+    def positions(self, start: jax.Array, valid: jax.Array) -> jax.Array:
+        """[..., S] or [..., S, 3] int32: positions of a turn's slots, or of its first few; padding takes none."""
+        moves, offsets = (table[: valid.shape[-1]] for table in self._slots)
+        moved = valid * jnp.broadcast_to(moves, valid.shape)
+        before = start[..., None] + jnp.cumsum(moved, axis=-1) - moved
+        if offsets.ndim > 1:
+            before = jnp.broadcast_to(before[..., None], (*valid.shape, offsets.shape[-1]))
+        return before + jnp.broadcast_to(offsets, before.shape)
+
+    def positions_taken(self, valid: jax.Array) -> jax.Array:
+        """[...] int32: how far a turn with tokens in the slots `valid` [..., S] moves the running position."""
+        return jnp.sum(valid * jnp.broadcast_to(self._slots[0], valid.shape), axis=-1)
+
+    def prefix(self, params: Params) -> list[KeyValue]:
         """Keys and values [K, P, H] by layer of the conversation's start, shared by all environments."""
         ids = jnp.asarray(self.chat.prefix_ids, jnp.int32)
         x = self.model.embed(params, ids)
-        return self.model.decode(params, x, jnp.arange(len(ids)), ByLayer(None, None), attend_causally)[1]
+        return self.model.decode(params, x, jnp.arange(len(ids)), None, attend_causally)[1]
 
     def embed_observation(self, params: Params, observation: Observation, image_tokens: jax.Array) -> jax.Array:
         """[..., O, D] with the picture's tokens [..., I, D] in their slots."""

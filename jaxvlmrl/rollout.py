@@ -16,7 +16,8 @@ from envs_jax.environment import Params as EnvParams
 from envs_jax.wrappers import AutoReset
 from jaxvlmrl import packed
 from jaxvlmrl.conversation import Place, Ring, Turns
-from jaxvlmrl.models.layers import ByLayer, Params
+from jaxvlmrl.models.attention import KeyValue
+from jaxvlmrl.models.layers import Params
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.sampler import read_observation, take_turn
 
@@ -81,7 +82,7 @@ def batch_major(tree):
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
 
-def remembered(policy: Policy, params: Params, env: Environment, session: Session, prefix: ByLayer) -> Ring:
+def remembered(policy: Policy, params: Params, env: Environment, session: Session, prefix: list[KeyValue]) -> Ring:
     """The ring of the session's past turns, computed with these parameters."""
     batch = len(session.place.turn)
     if policy.window == 1:
@@ -103,12 +104,13 @@ def play(
     `see` stands between the pictures [B, h, w, 3] and the policy's eyes.
     """
     prefix = policy.prefix(params)
+    decoding = policy.model.unstacked(params)
 
     def turn(carry: tuple[State, Place, Ring], turn_index: jax.Array):
         state, place, ring = carry
         sample_key, env_key = jax.random.split(jax.random.fold_in(key, turn_index))
         image_tokens = policy.model.image_tokens(params, see(images(env.env, state, lead=1)))
-        answer, turns, kv = take_turn(policy, params, ring, prefix, place, image_tokens, sample_key, greedy)
+        answer, turns, kv = take_turn(policy, decoding, ring, prefix, place, image_tokens, sample_key, greedy)
         action = policy.read(answer.ids, answer.valid)
         env_keys = jax.random.split(env_key, len(action))
         step = jax.vmap(env.step)(env_keys, state, action, env_params)
@@ -117,7 +119,7 @@ def play(
         going_on = place.after(policy, turns, jnp.zeros_like(is_done))
         final_hidden = jnp.zeros_like(answer.prompt_hidden)
         if read_final:
-            thoughts = lambda: prompt_state(policy, params, env.env, step.final_state, going_on, ring, prefix)
+            thoughts = lambda: prompt_state(policy, decoding, env.env, step.final_state, going_on, ring, prefix)
             final_hidden = jax.lax.cond(jnp.any(step.truncated), thoughts, lambda: final_hidden)
         record = Trajectory(
             state, step.final_state, turns, answer.log_probs, answer.grammar_states, answer.prompt_hidden, final_hidden,
@@ -131,7 +133,7 @@ def play(
     state, place, ring = carry
     next_hidden = trajectory.next_hidden[-1]
     if read_final:
-        next_hidden = prompt_state(policy, params, env.env, state, place, ring, prefix)
+        next_hidden = prompt_state(policy, decoding, env.env, state, place, ring, prefix)
     past = policy.window - 1
     last = lambda old, new: jnp.concatenate([old, new])[num_turns : num_turns + past]
     session = Session(
@@ -144,7 +146,7 @@ def play(
 
 
 def prompt_state(
-    policy: Policy, params: Params, env: Environment, state: State, place: Place, ring: Ring, prefix: ByLayer
+    policy: Policy, params: Params, env: Environment, state: State, place: Place, ring: Ring, prefix: list[KeyValue]
 ) -> jax.Array:
     """[B, D] hidden states after reading one more observation, without noting that it was read."""
     image_tokens = look(policy, params, env, state, lead=1)

@@ -11,7 +11,6 @@ import pytest
 from jaxvlmrl import rollout
 from jaxvlmrl.conversation import Turns
 from jaxvlmrl.models.attention import attend_causally
-from jaxvlmrl.models.layers import ByLayer
 from jaxvlmrl.update import Rows
 from tests.small import fresh, make_actor_critic, make_config, sharpened
 
@@ -113,7 +112,7 @@ def plain_log_probs(policy, params, turns: Turns, images: jax.Array) -> np.ndarr
         answers += [(total + i - 1, int(token)) for i, token in enumerate(said)]
         total += len(said)
     x = jnp.concatenate(pieces)
-    hidden, _ = policy.model.decode(params, x, jnp.arange(total), ByLayer(None, None), attend_causally)
+    hidden, _ = policy.model.decode(params, x, jnp.arange(total), None, attend_causally)
     log_probs = policy.next_token(params, hidden, jnp.zeros(total, jnp.int32)).log_probs
     return np.array([log_probs[position, token] for position, token in answers])
 
