@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,17 +10,20 @@ import jax.numpy as jnp
 
 from envs_jax.environment import Params as EnvParams
 from envs_jax.wrappers import AutoReset, held_out_table
+from jaxvlmrl import adapters, runs
 from jaxvlmrl.config import Config, ConfigError
 from jaxvlmrl.imitation import Imitation
+from jaxvlmrl.models import pretrained
 from jaxvlmrl.models.critics import CNNCritic
 from jaxvlmrl.models.layers import Params
+from jaxvlmrl.models.paths import by_path
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.text.chat import Chat
 from jaxvlmrl.text.tokenizer import Tokenizer
 from jaxvlmrl.update import ActorCritic, Metrics
 
 PROBES = 1000  # episodes drawn to see whether any may be trained on
-GAMES, ORDER = 0x6A3E5, 0x0D3E  # folded into the run's key: demonstrated games, and everything else
+GAMES, ORDER, ADAPTERS = 0x6A3E5, 0x0D3E, 0x10FA  # folded into the run's key: demonstrated games, and so on
 
 
 class Phase(NamedTuple):
@@ -30,12 +34,12 @@ class Phase(NamedTuple):
     turns_per_update: int  # of all environments together
     validate_every: int
     init: Callable[[Params, jax.Array], Any]  # (policy, key) -> State
-    step: Callable[[Any, jax.Array, jax.Array], tuple[Any, Metrics]]  # (State, key, index) -> (State, metrics)
+    step: Callable[[Any, Params, jax.Array, jax.Array], tuple[Any, Metrics]]  # (State, frozen, key, index)
 
-    def compile(self, state: Any) -> Callable[[Any, jax.Array, jax.Array], tuple[Any, Metrics]]:
+    def compile(self, state: Any, frozen: Params) -> Callable[[Any, Params, jax.Array, jax.Array], tuple[Any, Metrics]]:
         """The whole update as one program that takes over the state's memory; traced and compiled once, here."""
         step = jax.jit(self.step, donate_argnums=0)
-        return step.lower(state, jax.random.key(0), jnp.int32(0)).compile()
+        return step.lower(state, frozen, jax.random.key(0), jnp.int32(0)).compile()
 
 
 def make_policy(config: Config) -> Policy:
@@ -48,13 +52,13 @@ def make_policy(config: Config) -> Policy:
     try:
         model.check()
         check_critic(config)
-        tokenizer = Tokenizer(talk.tokenizer)
+        tokenizer = Tokenizer(model.weights if talk.tokenizer == "weights" else talk.tokenizer)
         if tokenizer.vocab_size > config.model.text.vocab_size:
             count = f"{tokenizer.vocab_size} tokens, the model has {config.model.text.vocab_size}"
             raise ConfigError(f"the tokenizer knows {count}")
         prompt = env.short_prompt if talk.short_prompt else env.prompt
         turns = int(config.env_params.max_turns)
-        chat = Chat(tokenizer, prompt, config.model.num_image_tokens, turns, talk.max_answer_tokens)
+        chat = Chat(tokenizer, talk.template, prompt, config.model.num_image_tokens, turns, talk.max_answer_tokens)
         for action in env.actions():
             chat.answer_ids(env.answer_text(action))
         longest = len(chat.prefix_ids) + turns * chat.tokens_per_turn + 0 * chat.image_slot
@@ -63,7 +67,39 @@ def make_policy(config: Config) -> Policy:
     if longest > config.model.text.max_positions:
         limit = config.model.text.max_positions
         raise ConfigError(f"a conversation of {turns} turns takes {longest} tokens, the model has room for {limit}")
-    return Policy(config.model, chat, env, talk.window, talk.constrained, talk.temperature)
+    return Policy(
+        model, chat, env, talk.window, talk.constrained, talk.temperature, talk.top_k, talk.top_p, talk.tokens_at_once
+    )
+
+
+def first_params(config: Config) -> Params:
+    """What training starts from: random, published or another run's parameters, with fresh adapters where there are some."""
+    key = jax.random.key(config.seed)
+    try:
+        if config.start_from:
+            params = adapters.merged(whole_params(Path(config.start_from)))
+            if shapes(params) != shapes(jax.eval_shape(config.model.init, key)):
+                raise ConfigError(f"the policy in {config.start_from} is of another model than config.model")
+        else:
+            params = pretrained.initial(config.model, key)
+        return adapters.add(params, config.tuning, jax.random.fold_in(key, ADAPTERS))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def whole_params(folder: Path) -> Params:
+    """A run's best policy, with what was never trained in it. Raises `ConfigError` where there is none."""
+    config = runs.read_config(folder)
+    key = jax.random.key(config.seed)
+    like = jax.eval_shape(lambda: adapters.add(config.model.init(key), config.tuning, key))
+    trained = runs.read_policy(folder, adapters.split(like, config.tuning)[0])
+    if config.tuning.trains_all:
+        return trained
+    return adapters.joined(trained, adapters.split(first_params(config), config.tuning)[1])
+
+
+def shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in by_path(params).items()}
 
 
 def check_critic(config: Config) -> None:
@@ -96,12 +132,13 @@ def imitation_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
     imitation = Imitation(
         policy, env, phase.demonstrations, phase.optimizer.make(phase.num_updates, phase.minibatches),
         jax.random.fold_in(jax.random.key(config.seed), GAMES), phase.num_turns, phase.minibatches,
+        config.tuning.dropout,
     )  # fmt: skip
     env_params = batched(config.env_params, phase.num_envs)
     return Phase(
         "imitation", phase.num_updates, phase.num_envs * phase.num_turns, phase.validate_every,
         lambda params, key: imitation.init(params, env_params, key),
-        lambda state, key, index: imitation.step(state, env_params, key),
+        lambda state, frozen, key, index: imitation.step(state, frozen, env_params, key),
     )  # fmt: skip
 
 
@@ -116,7 +153,7 @@ def make_actor_critic(config: Config, policy: Policy, env: AutoReset) -> ActorCr
     return ActorCritic(
         policy, config.critic, env, config.algorithm, phase.optimizer.make(moving, steps),
         phase.critic_optimizer.make(phase.num_updates, steps), phase.num_updates, phase.num_turns, phase.epochs,
-        phase.minibatches, phase.microbatches, old_log_prob,
+        phase.minibatches, phase.microbatches, phase.envs_at_once, old_log_prob,
     )  # fmt: skip
 
 
@@ -127,7 +164,7 @@ def rl_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
     return Phase(
         "rl", phase.num_updates, phase.num_envs * phase.num_turns, phase.validate_every,
         lambda params, key: actor_critic.init(params, env_params, key),
-        lambda state, key, index: actor_critic.step(state, env_params, key, index),
+        lambda state, frozen, key, index: actor_critic.step(state, frozen, env_params, key, index),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ pass the trainer makes, and stand in front of the training sequence too.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -92,6 +93,37 @@ def remembered(policy: Policy, params: Params, env: Environment, session: Sessio
     kv = packed.forward(policy, params, past, image_tokens, prefix).kv
     valid = past.valid & (past.episode == session.place.episode[:, None])[..., None]
     return Ring(kv, valid.reshape(batch, -1))
+
+
+def play_in_parts(
+    policy: Policy, params: Params, env: AutoReset, env_params: EnvParams, session: Session, key: jax.Array,
+    num_turns: int, envs_at_once: int = 0, read_final: bool = False,
+) -> tuple[Trajectory, Session]:  # fmt: skip
+    """`play`, so many environments at a time: the keys and values of the others need no memory meanwhile. 0 is all."""
+    batch = len(session.place.turn)
+    if not 0 < envs_at_once < batch:
+        return play(policy, params, env, env_params, session, key, num_turns, read_final=read_final)
+    parts = batch // envs_at_once
+    on = lambda session, do: Session(  # the batch is axis 1 of what is remembered of turns
+        *(jax.tree.map(partial(do, axis=axis), part) for axis, part in zip((0, 0, 1, 1), session, strict=True))
+    )
+
+    def cut(x: jax.Array, axis: int) -> jax.Array:
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], parts, envs_at_once, *x.shape[axis + 1 :]), axis, 0)
+
+    def joined(x: jax.Array, axis: int) -> jax.Array:
+        x = jnp.moveaxis(x, 0, axis)
+        return x.reshape(*x.shape[:axis], batch, *x.shape[axis + 2 :])
+
+    def part(xs: tuple[Session, EnvParams, jax.Array]) -> tuple[Trajectory, Session]:
+        session, env_params, index = xs
+        part_key = jax.random.fold_in(key, index)
+        return play(policy, params, env, env_params, session, part_key, num_turns, read_final=read_final)
+
+    of_parts = (on(session, cut), jax.tree.map(partial(cut, axis=0), env_params), jnp.arange(parts))
+    trajectory, session = jax.lax.map(part, of_parts)
+    turns = jax.tree.map(partial(joined, axis=1), trajectory._replace(next_hidden=()))
+    return turns._replace(next_hidden=joined(trajectory.next_hidden, axis=0)), on(session, joined)
 
 
 def play(

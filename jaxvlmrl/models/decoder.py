@@ -22,6 +22,7 @@ from jaxvlmrl.models.layers import (
     RMSNorm,
     apply,
     at_layer,
+    between,
     rotary_angles,
     rotate,
     scan_layers,
@@ -87,7 +88,11 @@ class LanguageModel:
 
     text: TextConfig = field(default_factory=TextConfig)
     dtype: str = field(default="float32", metadata={"choices": ("float32", "bfloat16")})  # of activations
+    param_dtype: str = field(default="float32", metadata={"choices": ("float32", "bfloat16")})
     remat: bool = False  # layers are computed again in the backward pass, for memory
+    weights: str = (
+        ""  # to start from: a Hugging Face folder, a .gguf file or "smollm2" for the decoder; else random ones
+    )
 
     def check(self) -> None:
         """Raises ValueError for sizes no network can be made of."""
@@ -96,6 +101,10 @@ class LanguageModel:
             raise ValueError("config.model.text.num_heads must be a multiple of num_kv_heads, and head_dim even")
         if text.mrope_sections and sum(text.mrope_sections) != text.head_dim // 2:
             raise ValueError("config.model.text.mrope_sections must add up to half of head_dim")
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters, float32; stacked layers on axis 0."""
+        return self.init_text(iter(jax.random.split(key, 4)))
 
     def init_text(self, keys: Iterator[jax.Array]) -> Params:
         """Fresh parameters of the decoder and its head, float32; layers stacked on axis 0."""
@@ -117,9 +126,11 @@ class LanguageModel:
 
     def unstacked(self, params: Params) -> Params:
         """The same parameters ready to decode with: every layer by itself, in the type of the activations."""
-        text = jax.tree.map(lambda x: x.astype(self.dtype), params["text_model"])
+        cast = lambda part: jax.tree.map(lambda x: x.astype(self.dtype), part)
+        text = cast(params["text_model"])
         layers = [at_layer(text["layers"], index) for index in range(self.text.num_layers)]
-        return params | {"text_model": text | {"layers": layers}}
+        head = {"lm_head": cast(params["lm_head"])} if "lm_head" in params else {}
+        return params | {"text_model": text | {"layers": layers}} | head
 
     def embed(self, params: Params, ids: Int[Array, "*b L"]) -> Float[Array, "*b L D"]:
         return params["text_model"]["embed_tokens"][ids].astype(self.dtype)
@@ -152,7 +163,7 @@ class LanguageModel:
             x, kept[index] = run(at_layer(layers, index), x, kept[index])
             x = x + deep[index] if index < len(deep) else x
         if at_once < last:
-            middle = jax.tree.map(lambda a: a[at_once:last], layers), jax.tree.map(stack, *kept[at_once:last])
+            middle = between(layers, at_once, last), jax.tree.map(stack, *kept[at_once:last])
             x, found = scan_layers(lambda x, xs: run(xs[0], x, xs[1]), x, middle)
             kept[at_once:last] = [at_layer(found, index) for index in range(last - at_once)]
         x, kept[last] = run(at_layer(layers, last), x, kept[last], pick)

@@ -120,7 +120,9 @@ def differing(model: LanguageModel, data: dict[str, Any]) -> list[str]:
 def to_hf(model: LanguageModel, special_ids: dict[str, int], dtype: str = "float32") -> dict[str, Any]:
     """What transformers reads. `special_ids`: image_token_id, bos_token_id, eos_token_id, pad_token_id; Qwen's own too."""
     text = model.text
-    of_text = {key: value for key, value in special_ids.items() if key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    of_text = {
+        key: value for key, value in special_ids.items() if key in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
     decoder = _write(TEXT, text) | of_text | {
         "num_key_value_heads": text.num_kv_heads,
         "head_dim": text.head_dim,
@@ -133,7 +135,11 @@ def to_hf(model: LanguageModel, special_ids: dict[str, int], dtype: str = "float
     if isinstance(model, SmolVLM):
         tower = _write(SIGLIP, model.vision) | {"hidden_act": "gelu_pytorch_tanh", "model_type": "smolvlm_vision"}
         kind = {"architectures": ["SmolVLMForConditionalGeneration"], "model_type": "smolvlm"}
-        parts = {"scale_factor": model.shuffle, "text_config": decoder | {"model_type": "llama"}, "vision_config": tower}
+        parts = {
+            "scale_factor": model.shuffle,
+            "text_config": decoder | {"model_type": "llama"},
+            "vision_config": tower,
+        }
         return kind | whole | parts
     if isinstance(model, Qwen3VL):
         vision = model.vision

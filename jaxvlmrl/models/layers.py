@@ -23,10 +23,22 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
         init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "normal")
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        flat = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
+        inputs = x.reshape(-1, x.shape[-1])
+        flat = inputs @ kernel.astype(x.dtype)
+        if self.has_variable("params", "lora_a"):
+            flat = flat + self._adapter(inputs)
         if self.use_bias:
             flat = flat + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)[None]
         return flat.reshape(*x.shape[:-1], self.features)
+
+    def _adapter(self, x: Float[Array, "N D"]) -> Float[Array, "N E"]:
+        """What low-rank leaves beside the kernel add; see jaxvlmrl/adapters.py."""
+        leaf = lambda name: self.get_variable("params", f"lora_{name}")
+        if self.has_variable("params", "lora_key"):
+            keep = leaf("keep")
+            is_kept = jax.random.bernoulli(jax.random.wrap_key_data(leaf("key")), keep, x.shape)
+            x = jnp.where(is_kept, x / keep.astype(x.dtype), 0)
+        return (x @ leaf("a").astype(x.dtype)) @ leaf("b").astype(x.dtype) * leaf("scale").astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -90,6 +102,11 @@ def rotate(
 def at_layer(layers: Any, index: int) -> Any:
     """One layer's share of something kept by layer: a list with an entry each, or arrays stacked on axis 0."""
     return layers[index] if isinstance(layers, list) else jax.tree.map(lambda a: a[index], layers)
+
+
+def between(stacked: Any, start: int, end: int) -> Any:
+    """The share of layers start to end - 1 of arrays stacked on axis 0."""
+    return jax.tree.map(lambda a: a[start:end], stacked)
 
 
 def attend_to_all(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -48,9 +48,7 @@ QWEN_VISION_LAYER = (
     | _affine("linear_fc2", "mlp.linear_fc2")
 )
 QWEN_MERGER = (
-    _affine("norm", "norm", "weight")
-    | _affine("linear_fc1", "linear_fc1")
-    | _affine("linear_fc2", "linear_fc2")
+    _affine("norm", "norm", "weight") | _affine("linear_fc1", "linear_fc1") | _affine("linear_fc2", "linear_fc2")
 )
 
 

@@ -17,7 +17,18 @@ from einops import rearrange, repeat
 from jaxtyping import Array, Float, UInt8
 
 from jaxvlmrl.models.decoder import LanguageModel, TextConfig
-from jaxvlmrl.models.layers import LayerNorm, Linear, Params, apply, attend_to_all, rotate, scan_layers, stack_init
+from jaxvlmrl.models.layers import (
+    LayerNorm,
+    Linear,
+    Params,
+    apply,
+    at_layer,
+    attend_to_all,
+    between,
+    rotate,
+    scan_layers,
+    stack_init,
+)
 
 ROTARY_THETA = 1e4  # of the tower
 
@@ -154,9 +165,9 @@ class Qwen3VL(LanguageModel):
         merge = partial(_Merger, c, self.text.width)
         deep, start = [], 0
         for index, tap in enumerate((*c.taps, c.num_layers - 1)):
-            x, _ = scan_layers(step, x, jax.tree.map(lambda a: a[start : tap + 1], visual["layers"]))
+            x, _ = scan_layers(step, x, between(visual["layers"], start, tap + 1))
             if index < len(c.taps):
-                deep.append(apply(merge(is_deep=True), jax.tree.map(lambda a: a[index], visual["deep_mergers"]), x))
+                deep.append(apply(merge(is_deep=True), at_layer(visual["deep_mergers"], index), x))
             start = tap + 1
         return jnp.concatenate([apply(merge(is_deep=False), visual["merger"], x), *deep], axis=-1)
 

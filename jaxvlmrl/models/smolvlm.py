@@ -115,7 +115,9 @@ class SmolVLM(LanguageModel):
     def image_tokens_of_pixels(self, params: Params, pixels: Float[Array, "*b h w 3"]) -> Float[Array, "*b I D"]:
         """The same of pixels from -1 to 1, as an image processor makes them."""
         c, vision = self.vision, params["vision_model"]
-        patches = rearrange(pixels.astype(self.dtype), "... (r p) (c q) k -> ... (r c) (k p q)", p=c.patch_size, q=c.patch_size)
+        patches = rearrange(
+            pixels.astype(self.dtype), "... (r p) (c q) k -> ... (r c) (k p q)", p=c.patch_size, q=c.patch_size
+        )
         x = apply(VisionEmbeddings(c), vision["embeddings"], patches)
         step = lambda x, layer: (apply(VisionLayer(c), layer, x), None)
         x, _ = scan_layers(jax.checkpoint(step) if self.remat else step, x, vision["layers"])
@@ -130,7 +132,14 @@ class SmolVLM(LanguageModel):
 def smolvlm_256m(**overrides: object) -> SmolVLM:
     """SmolVLM-256M's sizes: 256,484,928 parameters."""
     text = TextConfig(
-        vocab_size=49280, width=576, mlp_width=1536, num_layers=30, num_heads=9, num_kv_heads=3, head_dim=64, rope_theta=1e5
+        vocab_size=49280,
+        width=576,
+        mlp_width=1536,
+        num_layers=30,
+        num_heads=9,
+        num_kv_heads=3,
+        head_dim=64,
+        rope_theta=1e5,
     )
     return SmolVLM(**{"text": text, "vision": _tower(), "shuffle": 4} | overrides)
 

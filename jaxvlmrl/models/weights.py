@@ -8,7 +8,7 @@ Everything that does not fit is named in one `WeightsError` before anything is a
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from jaxvlmrl.models.decoder import LanguageModel
 from jaxvlmrl.models.hf_config import differing, model_of, to_hf
 from jaxvlmrl.models.layers import Params
 from jaxvlmrl.models.names import Tensor, tensors
+from jaxvlmrl.models.paths import by_path, from_paths
 
 SHARD_BYTES = 4 << 30  # of an exported file, about
 NAMED = 6  # tensors in a complaint before it says "and so many more"
@@ -88,7 +89,7 @@ class Shards:
             files = [safe_open(folder / name, framework="numpy") for name in names]
         except (OSError, SafetensorError) as error:
             raise WeightsError(f"the weights in {folder} cannot be read: {error}") from error
-        return cls({name: file for file in files for name in file.keys()})
+        return cls({name: file for file in files for name in file.keys()})  # noqa: SIM118 (no dictionary)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.of_tensor[name].get_slice(name).get_shape())
@@ -99,24 +100,7 @@ class Shards:
 
 def parameter_shapes(model: LanguageModel) -> dict[str, tuple[int, ...]]:
     """Our shapes by path, without allocating."""
-    return {path: leaf.shape for path, leaf in flatten(jax.eval_shape(model.init, jax.random.key(0)))}
-
-
-def flatten(params: Params) -> Iterator[tuple[str, Any]]:
-    """(path with slashes, leaf) of a tree of dictionaries."""
-    for keys, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        yield "/".join(str(key.key) for key in keys), leaf
-
-
-def unflatten(leaves: dict[str, Any]) -> Params:
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
+    return {path: leaf.shape for path, leaf in by_path(jax.eval_shape(model.init, jax.random.key(0))).items()}
 
 
 def load(
@@ -131,7 +115,7 @@ def load(
     parts: dict[str, list[Tensor]] = {}
     for tensor in wanted:
         parts.setdefault(tensor.path, []).append(tensor)
-    return unflatten({path: _place(path, shapes[path], parts[path], shards, dtype, shardings) for path in shapes})
+    return from_paths({path: _place(path, shapes[path], parts[path], shards, dtype, shardings) for path in shapes})
 
 
 def check(wanted: list[Tensor], shards: Shards, is_tied: bool, where: str) -> None:
@@ -184,7 +168,7 @@ def export(model: LanguageModel, params: Params, folder: str | Path, special_ids
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    leaves = dict(flatten(params))
+    leaves = by_path(params)
     shapes = {path: leaf.shape for path, leaf in leaves.items()}
     groups, size = [[]], 0
     for tensor in tensors(model, shapes):
@@ -195,7 +179,9 @@ def export(model: LanguageModel, params: Params, folder: str | Path, special_ids
     names = [f"model-{index:05d}-of-{len(groups):05d}.safetensors" for index in range(1, len(groups) + 1)]
     names = names if len(groups) > 1 else ["model.safetensors"]
     for name, group in zip(names, groups, strict=True):
-        save_file({t.name: t.to_theirs(_layer(leaves[t.path], t.index)) for t in group}, folder / name, {"format": "pt"})
+        save_file(
+            {t.name: t.to_theirs(_layer(leaves[t.path], t.index)) for t in group}, folder / name, {"format": "pt"}
+        )
     if len(groups) > 1:
         weight_map = {tensor.name: name for name, group in zip(names, groups, strict=True) for tensor in group}
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
