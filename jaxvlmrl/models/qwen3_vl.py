@@ -56,7 +56,7 @@ class VisionConfig:
         return self.height // self.patch_size, self.width_pixels // self.patch_size
 
 
-class _Layer(nn.Module):
+class VisionLayer(nn.Module):
     """Pre-norm transformer block; queries and keys are turned by row and column."""
 
     config: VisionConfig
@@ -142,7 +142,7 @@ class Qwen3VL(LanguageModel):
         visual = {
             "patch_embed": Linear(c.width, use_bias=True).init(next(keys), patches_of_nothing(c))["params"],
             "pos_embed": nn.initializers.normal(0.02)(next(keys), (c.position_side**2, c.width)),
-            "layers": stack_init(_Layer(c), next(keys), c.num_layers, patches, turn, turn),
+            "layers": stack_init(VisionLayer(c), next(keys), c.num_layers, patches, turn, turn),
             "merger": merger(is_deep=False).init(next(keys), patches)["params"],
         }
         deep_key = next(keys)
@@ -160,7 +160,7 @@ class Qwen3VL(LanguageModel):
         x = apply(Linear(c.width, use_bias=True), visual["patch_embed"], patches(c, pixels).astype(self.dtype))
         x = x + jnp.broadcast_to(learned_positions(c, visual["pos_embed"]).astype(x.dtype), x.shape)
         turn = vision_rotary(c)
-        step = lambda x, layer: (apply(_Layer(c), layer, x, *turn), None)
+        step = lambda x, layer: (apply(VisionLayer(c), layer, x, *turn), None)
         step = jax.checkpoint(step) if self.remat else step
         merge = partial(_Merger, c, self.text.width)
         deep, start = [], 0
@@ -212,14 +212,14 @@ def learned_positions(config: VisionConfig, table: Float[Array, "rows D"]) -> Fl
     return total
 
 
-def vision_rotary(config: VisionConfig) -> tuple[np.ndarray, np.ndarray]:
+def vision_rotary(config: VisionConfig) -> tuple[jax.Array, jax.Array]:
     """(cos, sin) [P, head_dim / 2] float32: the first half of the frequencies turns with the row, the second the column."""
     half = config.width // config.num_heads // 2
     frequencies = (ROTARY_THETA ** (-np.arange(0, half, 2, dtype=np.float32) / half)).astype(np.float32)
     rows, columns = np.indices(config.grid, dtype=np.float32)
     place = by_block(config)(np.stack([rows, columns], axis=-1))
     angles = (place[:, :, None] * frequencies).reshape(len(place), half)
-    return np.cos(angles), np.sin(angles)
+    return jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
 
 
 def qwen3_vl_2b(height: int = 256, width: int = 256, **overrides: object) -> Qwen3VL:
