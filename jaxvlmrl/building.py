@@ -45,10 +45,9 @@ class Phase(NamedTuple):
 def make_policy(config: Config) -> Policy:
     """The policy a config describes. Raises `ConfigError` where its parts do not fit each other."""
     env, talk, model = config.env, config.conversation, config.model
-    image = jax.eval_shape(lambda: env.observe(env.init(jax.random.key(0), config.env_params)))["image"]
-    if image.shape[:2] != model.image_shape:
-        sizes = [f"{width} x {height}" for height, width in (model.image_shape, image.shape[:2])]
-        raise ConfigError(f"the model looks at {sizes[0]} pixels, not {sizes[1]}")
+    if image_shape(config) != model.image_shape and not model.resize:
+        sizes = [f"{width} x {height}" for height, width in (model.image_shape, image_shape(config))]
+        raise ConfigError(f"the model looks at {sizes[0]} pixels, not {sizes[1]}; config.model.resize would resize")
     try:
         model.check()
         check_critic(config)
@@ -70,6 +69,13 @@ def make_policy(config: Config) -> Policy:
     return Policy(
         model, chat, env, talk.window, talk.constrained, talk.temperature, talk.top_k, talk.top_p, talk.tokens_at_once
     )
+
+
+def image_shape(config: Config) -> tuple[int, int]:
+    """(height, width) of the environment's frames."""
+    env = config.env
+    image = jax.eval_shape(lambda: env.observe(env.init(jax.random.key(0), config.env_params)))["image"]
+    return image.shape[0], image.shape[1]
 
 
 def first_params(config: Config) -> Params:
@@ -104,7 +110,7 @@ def shapes(params: Params) -> dict[str, tuple[int, ...]]:
 
 def check_critic(config: Config) -> None:
     """Raises `ConfigError` for sizes no critic can be made of."""
-    critic, sides = config.critic, config.model.image_shape
+    critic, sides = config.critic, image_shape(config)
     if isinstance(critic, CNNCritic) and any(side % math.prod(critic.strides) for side in sides):
         raise ConfigError(f"config.critic.strides {critic.strides} do not divide {sides[1]} x {sides[0]} pixels")
 

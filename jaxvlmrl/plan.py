@@ -97,6 +97,7 @@ def plan(config: Config, policy: Policy, phase: Phase, is_compiled: bool) -> Pla
     if is_compiled:
         step = jax.jit(phase.step, donate_argnums=0)
         analysis = step.lower(state, frozen, key, jax.ShapeDtypeStruct((), jnp.int32)).compile().memory_analysis()
+        assert analysis is not None
         needs.append(Need("temporary", analysis.temp_size_in_bytes, "as this backend's compiler has it, all at once"))
     else:
         needs = [need._replace(is_within=False) for need in needs]
@@ -163,7 +164,7 @@ def main(argv: list[str]) -> int:
     config, values = command_line.read_config(argv, define)
     memory = int(values["memory"].value * GIB) if values["memory"].value else device_memory()
     print(by_part(config))
-    found = plans(config, values["compile"].value)
+    found = plans(config, bool(values["compile"].value))
     for plan in found:
         print(in_words(plan, memory))
     return int(any(plan.total > memory for plan in found))

@@ -14,8 +14,8 @@ import numpy as np
 
 from envs_jax.environment import TextEnvironment
 from jaxvlmrl.models.attention import KeyValue, attend_causally
+from jaxvlmrl.models.decoder import VisionLanguageModel
 from jaxvlmrl.models.layers import Params
-from jaxvlmrl.models.smolvlm import SmolVLM
 from jaxvlmrl.text.answers import Grammar, grammar_of, read_answer
 from jaxvlmrl.text.chat import Chat, Observation
 
@@ -60,7 +60,7 @@ def likeliest(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
 class Policy:
     """A model with its conversation and its answers. `window` turns are in sight, the current one included."""
 
-    model: SmolVLM
+    model: VisionLanguageModel
     chat: Chat
     env: TextEnvironment
     window: int

@@ -24,7 +24,8 @@ def test_smolvlm_tiles(size: tuple[int, int], tiles: int):
         "\n\n<fake_token_around_image><global-img>" + "<image>" * 64 + "<fake_token_around_image>"
     )
     whole = SmolVLMImages(is_split=False)(picture(*size))
-    assert whole.tiles.shape == (1, 512, 512, 3) and "row" not in whole.text
+    assert whole.tiles.shape == (1, 512, 512, 3)
+    assert "row" not in whole.text
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from jaxvlmrl.models.layers import (
     Linear,
@@ -90,9 +91,8 @@ class LanguageModel:
     dtype: str = field(default="float32", metadata={"choices": ("float32", "bfloat16")})  # of activations
     param_dtype: str = field(default="float32", metadata={"choices": ("float32", "bfloat16")})
     remat: bool = False  # layers are computed again in the backward pass, for memory
-    weights: str = (
-        ""  # to start from: a Hugging Face folder, a .gguf file or "smollm2" for the decoder; else random ones
-    )
+    # to start from: a Hugging Face folder, or "smollm2" or a .gguf file for the decoder; else random ones
+    weights: str = ""
 
     def check(self) -> None:
         """Raises ValueError for sizes no network can be made of."""
@@ -153,21 +153,21 @@ class LanguageModel:
         c, text = self.text, params["text_model"]
         x, *deep = jnp.split(x, x.shape[-1] // c.width, axis=-1)
         rotary = rotary_angles(positions, x.ndim - 1, c.head_dim, c.rope_theta, c.mrope_sections)
-        kept = list(kept) if kept is not None else [None] * c.num_layers
+        kept_now: list[Any] = list(kept) if kept is not None else [None] * c.num_layers
         run = lambda layer, x, kept, pick=_all: apply(DecoderLayer(c), layer, x, rotary, kept, attend, pick)
         if self.remat:
             run = jax.checkpoint(run, static_argnums=3)
         layers, last = text["layers"], c.num_layers - 1
         at_once = last if isinstance(layers, list) else len(deep)  # the layers before this one are not scanned
         for index in range(at_once):
-            x, kept[index] = run(at_layer(layers, index), x, kept[index])
+            x, kept_now[index] = run(at_layer(layers, index), x, kept_now[index])
             x = x + deep[index] if index < len(deep) else x
         if at_once < last:
-            middle = between(layers, at_once, last), jax.tree.map(stack, *kept[at_once:last])
+            middle = between(layers, at_once, last), jax.tree.map(stack, *kept_now[at_once:last])
             x, found = scan_layers(lambda x, xs: run(xs[0], x, xs[1]), x, middle)
-            kept[at_once:last] = [at_layer(found, index) for index in range(last - at_once)]
-        x, kept[last] = run(at_layer(layers, last), x, kept[last], pick)
-        return apply(RMSNorm(c.eps), text["norm"], x), kept
+            kept_now[at_once:last] = [at_layer(found, index) for index in range(last - at_once)]
+        x, kept_now[last] = run(at_layer(layers, last), x, kept_now[last], pick)
+        return apply(RMSNorm(c.eps), text["norm"], x), kept_now
 
     def logits(self, params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Float32 logits over the whole vocabulary."""
@@ -177,6 +177,31 @@ class LanguageModel:
         else:
             flat = flat @ params["lm_head"].astype(hidden.dtype)
         return flat.astype(jnp.float32).reshape(*hidden.shape[:-1], -1)
+
+
+@dataclass(unsafe_hash=True)
+class VisionLanguageModel(LanguageModel):
+    """A decoder that sees: what the conversation asks of every model. A new family is a subclass in a file of its own."""
+
+    resize: bool = False  # frames of another size, as the model's own image processor would; off: an error
+
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """(height, width) in pixels of the pictures the model looks at."""
+        raise NotImplementedError
+
+    @property
+    def num_image_tokens(self) -> int:
+        """I, of a picture."""
+        raise NotImplementedError
+
+    def image_positions(self) -> tuple[np.ndarray, int]:
+        """(positions [I] or [I, 3] of a picture's tokens from where it begins, how far it moves the running position)."""
+        raise NotImplementedError
+
+    def image_tokens(self, params: Params, images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b I E"]:
+        """What the decoder sees of pictures: I embeddings, with what DeepStack adds to later layers behind each."""
+        raise NotImplementedError
 
 
 def stack(*parts: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvlmrl.models.attention import KeyValue, attend_parts, heads_first
-from jaxvlmrl.models.decoder import LanguageModel
+from jaxvlmrl.models.decoder import LanguageModel, VisionLanguageModel
 from jaxvlmrl.models.layers import Params
 
 Choose = Callable[[jax.Array, jax.Array], jax.Array]  # (logits [B, V], key) -> ids [B]
@@ -40,6 +40,7 @@ def prompt(
     if image_tokens is None:
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
         return x, positions, jnp.full(len(ids), ids.shape[1])
+    assert isinstance(model, VisionLanguageModel)
     offsets, advance = (jnp.asarray(part) for part in model.image_positions())
     is_image = ids == image_id
     number = jnp.cumsum(is_image, axis=-1) - 1  # of an image token among all

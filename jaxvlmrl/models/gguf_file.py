@@ -47,7 +47,7 @@ def _model(reader: Any, path: Path, **overrides: Any) -> LanguageModel:
         head_dim=width // heads, rope_theta=float(of("rope.freq_base")), max_positions=int(of("context_length")),
         eps=round(float(of("attention.layer_norm_rms_epsilon")), 9), tied_head=tied,
     )  # fmt: skip
-    return LanguageModel(**{"text": text} | overrides)
+    return LanguageModel(text, **overrides)
 
 
 def load(path: Path, dtype: str = "float32") -> tuple[LanguageModel, Params]:

@@ -96,7 +96,7 @@ def model_of(data: dict[str, Any], **overrides: Any) -> LanguageModel:
         )  # fmt: skip
         return Qwen3VL(**{"text": _decoder(text, tied, qk_norm=True), "vision": tower} | overrides)
     if kind in LLAMA_TYPES:
-        return LanguageModel(**{"text": _decoder(data, bool(data.get("tie_word_embeddings", False)))} | overrides)
+        return LanguageModel(_decoder(data, bool(data.get("tie_word_embeddings", False))), **overrides)
     raise ValueError(f"models of type {kind} are not known, only {', '.join(SMOLVLM_TYPES + QWEN_TYPES + LLAMA_TYPES)}")
 
 
@@ -144,7 +144,7 @@ def to_hf(model: LanguageModel, special_ids: dict[str, int], dtype: str = "float
     if isinstance(model, Qwen3VL):
         vision = model.vision
         sections = {"mrope_section": list(text.mrope_sections), "mrope_interleaved": True}
-        decoder["rope_parameters"] |= sections
+        decoder["rope_parameters"] = {"rope_type": "default", "rope_theta": text.rope_theta} | sections
         tower = _write(QWEN_TOWER, vision) | {
             "model_type": "qwen3_vl",
             "hidden_act": "gelu_pytorch_tanh",

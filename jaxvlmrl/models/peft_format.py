@@ -1,11 +1,12 @@
 """LoRA adapters in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
-PEFT's A is (r, in) and B (out, r), ours are turned and stacked over layers. Source: the format's own files; Hu et al. (2021).
+PEFT's A is (r, in) and B (out, r), ours are turned and stacked over layers. Source: the format's own files.
 """
 
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -27,6 +28,10 @@ def _adapted(model: LanguageModel, params: Params) -> list[Tensor]:
     return [t for t in tensors(model, of_model) if t.path.removesuffix("kernel") + "lora_a" in leaves]
 
 
+def _of_layer(leaf: jax.Array, index: int | None) -> np.ndarray:
+    return np.asarray(leaf if index is None else leaf[index], np.float32)
+
+
 def export_adapters(model: LanguageModel, params: Params, folder: str | Path) -> None:
     """Writes the adapters among `params` so that `peft` loads them onto the published model."""
     folder, leaves = Path(folder), by_path(params)
@@ -35,13 +40,12 @@ def export_adapters(model: LanguageModel, params: Params, folder: str | Path) ->
         raise WeightsError("the parameters hold no adapters")
     found, scales, rank = {}, set(), 0
     for tensor in adapted:
-        beside = tensor.path.removesuffix("kernel")
-        take = lambda name: np.asarray(leaves[beside + name], np.float32)[() if tensor.index is None else tensor.index]
+        names = ("lora_a", "lora_b", "lora_scale")
+        a, b, scale = (_of_layer(leaves[tensor.path.removesuffix("kernel") + name], tensor.index) for name in names)
         module = PREFIX + tensor.name.removesuffix(".weight")
-        found[f"{module}.lora_A.weight"] = np.ascontiguousarray(take("lora_a").T)
-        found[f"{module}.lora_B.weight"] = np.ascontiguousarray(take("lora_b").T)
-        scales.add(float(take("lora_scale")))
-        rank = len(found[f"{module}.lora_A.weight"])
+        found[f"{module}.lora_A.weight"], found[f"{module}.lora_B.weight"] = map(np.ascontiguousarray, (a.T, b.T))
+        scales.add(float(scale))
+        rank = a.shape[-1]
     if len(scales) > 1:
         raise WeightsError("the adapters have different scales, which PEFT's format cannot say")
     config = {

@@ -8,6 +8,7 @@ Source: reference sheet "models", section 3.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 from einops import rearrange, repeat
 from jaxtyping import Array, Float, UInt8
 
-from jaxvlmrl.models.decoder import LanguageModel, TextConfig
+from jaxvlmrl.models.decoder import TextConfig, VisionLanguageModel
 from jaxvlmrl.models.layers import (
     LayerNorm,
     Linear,
@@ -29,6 +30,7 @@ from jaxvlmrl.models.layers import (
     scan_layers,
     stack_init,
 )
+from jaxvlmrl.models.processing import resize
 
 ROTARY_THETA = 1e4  # of the tower
 
@@ -93,7 +95,7 @@ class _Merger(nn.Module):
 
 
 @dataclass(unsafe_hash=True)
-class Qwen3VL(LanguageModel):
+class Qwen3VL(VisionLanguageModel):
     """The whole model as pure functions of its parameters."""
 
     text: TextConfig = field(
@@ -152,6 +154,8 @@ class Qwen3VL(LanguageModel):
 
     def image_tokens(self, params: Params, images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b I E"]:
         """What the decoder sees of pictures: image tokens with DeepStack's additions behind them."""
+        if images.shape[-3:-1] != self.image_shape:
+            images = resize(images, *self.image_shape, kernel="bicubic")
         return self.image_tokens_of_pixels(params, (images.astype(jnp.float32) / 255 - 0.5) / 0.5)
 
     def image_tokens_of_pixels(self, params: Params, pixels: Float[Array, "*b h w 3"]) -> Float[Array, "*b I E"]:
@@ -222,18 +226,14 @@ def vision_rotary(config: VisionConfig) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
 
 
-def qwen3_vl_2b(height: int = 256, width: int = 256, **overrides: object) -> Qwen3VL:
+def qwen3_vl_2b(height: int = 256, width: int = 256, **overrides: Any) -> Qwen3VL:
     """Qwen3-VL-2B's sizes, for pictures of height x width pixels: 2,127,532,032 parameters."""
-    text = _decoder(vocab_size=151936, width=2048, mlp_width=6144, num_layers=28, num_heads=16, num_kv_heads=8)
+    text = TextConfig(
+        vocab_size=151936, width=2048, mlp_width=6144, num_layers=28, num_heads=16, num_kv_heads=8, head_dim=128,
+        rope_theta=5e6, max_positions=262144, eps=1e-6, tied_head=True, qk_norm=True, mrope_sections=(24, 20, 20),
+    )  # fmt: skip
     tower = VisionConfig(
         height, width, patch_size=16, width=1024, mlp_width=4096, num_layers=24, num_heads=16, position_side=48,
         taps=(5, 11, 17),
     )  # fmt: skip
     return Qwen3VL(**{"text": text, "vision": tower} | overrides)
-
-
-def _decoder(**sizes: int) -> TextConfig:
-    return TextConfig(
-        head_dim=128, rope_theta=5e6, eps=1e-6, max_positions=262144, qk_norm=True, mrope_sections=(24, 20, 20),
-        **{"tied_head": True} | sizes,
-    )  # fmt: skip

@@ -5,6 +5,7 @@ One architecture for all sizes: `SmolVLM()` is the tiny one that is trained from
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,8 +14,11 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
-from jaxvlmrl.models.decoder import LanguageModel, TextConfig
+from jaxvlmrl.models.decoder import TextConfig, VisionLanguageModel
 from jaxvlmrl.models.layers import LayerNorm, Linear, Params, apply, attend_to_all, scan_layers, stack_init
+from jaxvlmrl.models.processing import resize
+
+ENLARGED = 4  # the processor makes the longer side so many tiles first
 
 
 @dataclass(unsafe_hash=True)
@@ -64,7 +68,7 @@ class VisionEmbeddings(nn.Module):
 
 
 @dataclass(unsafe_hash=True)
-class SmolVLM(LanguageModel):
+class SmolVLM(VisionLanguageModel):
     """The whole model as pure functions of its parameters."""
 
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -109,8 +113,20 @@ class SmolVLM(LanguageModel):
         } | self.init_text(keys)
 
     def image_tokens(self, params: Params, images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b I D"]:
-        """What the decoder sees of images of the tower's own size."""
+        """What the decoder sees of images."""
+        if images.shape[-3:-1] != self.image_shape:
+            images = self.resized(images)
         return self.image_tokens_of_pixels(params, (images.astype(jnp.float32) / 255 - 0.5) / 0.5)
+
+    def resized(self, images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b h2 w2 3"]:
+        """To the tower's size by way of four times that, as SmolVLM's processor does without splitting."""
+        height, width = images.shape[-3:-1]
+        longest = ENLARGED * self.vision.image_size
+        other = int(longest * min(height, width) / max(height, width))
+        other += other % 2
+        large = (other, longest) if width >= height else (longest, other)
+        large_images = resize(images, *large).astype(jnp.uint8)
+        return resize(large_images, *self.image_shape)
 
     def image_tokens_of_pixels(self, params: Params, pixels: Float[Array, "*b h w 3"]) -> Float[Array, "*b I D"]:
         """The same of pixels from -1 to 1, as an image processor makes them."""
@@ -129,7 +145,7 @@ class SmolVLM(LanguageModel):
         return apply(Linear(self.text.width), params["connector"], grown)
 
 
-def smolvlm_256m(**overrides: object) -> SmolVLM:
+def smolvlm_256m(**overrides: Any) -> SmolVLM:
     """SmolVLM-256M's sizes: 256,484,928 parameters."""
     text = TextConfig(
         vocab_size=49280,
@@ -144,7 +160,7 @@ def smolvlm_256m(**overrides: object) -> SmolVLM:
     return SmolVLM(**{"text": text, "vision": _tower(), "shuffle": 4} | overrides)
 
 
-def smolvlm2_500m(**overrides: object) -> SmolVLM:
+def smolvlm2_500m(**overrides: Any) -> SmolVLM:
     """SmolVLM2-500M's sizes: 507,482,304 parameters."""
     text = TextConfig(
         vocab_size=49280, width=960, mlp_width=2560, num_layers=32, num_heads=15, num_kv_heads=5, head_dim=64,

@@ -147,7 +147,7 @@ def _place(
     is_stacked = parts[0].index is not None
     read = lambda tensor: tensor.to_ours(shards.read(tensor.name))
 
-    def share(index: tuple[slice, ...]) -> np.ndarray:
+    def share(index: Any) -> np.ndarray:
         if not is_stacked:
             return read(parts[0])[index].astype(dtype)
         layers = range(len(parts))[index[0]]

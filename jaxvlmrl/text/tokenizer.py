@@ -32,6 +32,10 @@ class Tokenizer:
             raise FileNotFoundError(f"there is no tokenizer.json in {self.folder}")
         return HFTokenizer.from_file(str(path))
 
+    def save(self, path: Path) -> None:
+        """As tokenizer.json."""
+        self._tokenizer.save(str(path))
+
     @property
     def vocab_size(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
