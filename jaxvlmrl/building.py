@@ -51,6 +51,8 @@ def make_policy(config: Config) -> Policy:
     try:
         model.check()
         check_critic(config)
+        if talk.tokenizer == "weights" and not model.weights:
+            raise ConfigError("the config needs a model's folder: --config.model.weights=FOLDER")
         tokenizer = Tokenizer(model.weights if talk.tokenizer == "weights" else talk.tokenizer)
         if tokenizer.vocab_size > config.model.text.vocab_size:
             count = f"{tokenizer.vocab_size} tokens, the model has {config.model.text.vocab_size}"

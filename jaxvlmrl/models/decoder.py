@@ -113,7 +113,7 @@ class LanguageModel:
         half = (jnp.zeros((1, 1, text.head_dim // 2)),) * 2
         hidden = jnp.zeros((1, 1, text.width))
         embedding = nn.initializers.normal(0.02)
-        params = {
+        params: Params = {
             "text_model": {
                 "embed_tokens": embedding(next(keys), (text.vocab_size, text.width)),
                 "layers": stack_init(DecoderLayer(text), next(keys), text.num_layers, hidden, half, None, alone, _all),
@@ -154,17 +154,17 @@ class LanguageModel:
         x, *deep = jnp.split(x, x.shape[-1] // c.width, axis=-1)
         rotary = rotary_angles(positions, x.ndim - 1, c.head_dim, c.rope_theta, c.mrope_sections)
         kept_now: list[Any] = list(kept) if kept is not None else [None] * c.num_layers
-        run = lambda layer, x, kept, pick=_all: apply(DecoderLayer(c), layer, x, rotary, kept, attend, pick)
+        run = lambda layer, x, kept, pick: apply(DecoderLayer(c), layer, x, rotary, kept, attend, pick)
         if self.remat:
             run = jax.checkpoint(run, static_argnums=3)
         layers, last = text["layers"], c.num_layers - 1
         at_once = last if isinstance(layers, list) else len(deep)  # the layers before this one are not scanned
         for index in range(at_once):
-            x, kept_now[index] = run(at_layer(layers, index), x, kept_now[index])
+            x, kept_now[index] = run(at_layer(layers, index), x, kept_now[index], _all)
             x = x + deep[index] if index < len(deep) else x
         if at_once < last:
             middle = between(layers, at_once, last), jax.tree.map(stack, *kept_now[at_once:last])
-            x, found = scan_layers(lambda x, xs: run(xs[0], x, xs[1]), x, middle)
+            x, found = scan_layers(lambda x, xs: run(xs[0], x, xs[1], _all), x, middle)
             kept_now[at_once:last] = [at_layer(found, index) for index in range(last - at_once)]
         x, kept_now[last] = run(at_layer(layers, last), x, kept_now[last], pick)
         return apply(RMSNorm(c.eps), text["norm"], x), kept_now
