@@ -56,7 +56,10 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def their_inputs(family: str, model: Any, ids: np.ndarray, images: np.ndarray) -> dict[str, Any]:
     pixels = (images.astype(np.float32) / 255 - 0.5) / 0.5
-    inputs = {"input_ids": torch.tensor(ids, dtype=torch.long)}
+    inputs = {
+        "input_ids": torch.tensor(ids, dtype=torch.long),
+        "attention_mask": torch.ones(ids.shape, dtype=torch.long),
+    }
     if family == "smolvlm":
         return inputs | {"pixel_values": torch.tensor(pixels.transpose(0, 1, 4, 2, 3))}
     flat = np.asarray(patches(model.vision, jnp.asarray(pixels[0])))
