@@ -55,10 +55,10 @@ def train_step(num_envs: int, num_turns: int, window: int) -> Callable[[], Any]:
     phase = rl_phase(config, make_policy(config), make_env(config))
     params = jax.jit(config.model.init)(jax.random.key(0))
     holder = [jax.jit(phase.init)(params, jax.random.key(1))]
-    step = phase.compile(holder[0])
+    step = phase.compile(holder[0], {})
 
     def run() -> Any:
-        holder[0], metrics = step(holder[0], jax.random.key(2), jnp.int32(50))
+        holder[0], metrics = step(holder[0], {}, jax.random.key(2), jnp.int32(50))
         return metrics
 
     return run
@@ -96,14 +96,14 @@ def parts_of_an_update(num_envs: int, num_turns: int) -> dict[str, float]:
     outcome = (trajectory.reward, value, final_value, trajectory.terminated, trajectory.truncated)
     advantage, returns = jax.jit(actor_critic.algorithm.advantages)(*outcome)
     rows_of = jax.jit(lambda *xs: actor_critic.rows(*xs))
-    rows = rows_of(learner, trajectory, advantage, returns, value[:-1])
+    rows = rows_of(learner, {}, trajectory, advantage, returns, value[:-1])
     when = When(jnp.bool_(False), jnp.float32(0.5))
-    learn = jax.jit(lambda learner, rows: actor_critic.learn(learner, rows, jax.random.key(3), when))
+    learn = jax.jit(lambda learner, rows: actor_critic.learn(learner, {}, rows, jax.random.key(3), when))
     parts = {
         "rendering": lambda: render(trajectory.state),
         "rollout": lambda: play(learner),
         "judging": lambda: judge(learner, trajectory, session),
-        "reference": lambda: rows_of(learner, trajectory, advantage, returns, value[:-1]),
+        "reference": lambda: rows_of(learner, {}, trajectory, advantage, returns, value[:-1]),
         "learning": lambda: learn(learner, rows),
     }
     found = dict(zip(parts, best_times(list(parts.values()))))

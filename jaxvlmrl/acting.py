@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvlmrl import runs
-from jaxvlmrl.building import make_policy
+from jaxvlmrl.building import make_policy, whole_params
 from jaxvlmrl.config import Config
 from jaxvlmrl.conversation import Place, Ring
 from jaxvlmrl.models.layers import Params
@@ -55,10 +55,10 @@ class Actor:
 
         Raises ValueError for a picture of another shape or type.
         """
-        side = self.policy.model.vision.image_size
-        if np.shape(image) != (side, side, 3) or np.asarray(image).dtype != np.uint8:
+        shape = (*self.policy.model.image_shape, 3)
+        if np.shape(image) != shape or np.asarray(image).dtype != np.uint8:
             found = f"{np.shape(image)} {np.asarray(image).dtype}"
-            raise ValueError(f"the policy looks at uint8 pictures of shape ({side}, {side}, 3), not {found}")
+            raise ValueError(f"the policy looks at uint8 pictures of shape {shape}, not {found}")
         greedy, key = key is None, jax.random.key(0) if key is None else key
         ids, valid, log_prob, action, conversation = self._take_turn(self.params, image, conversation, key, greedy)
         text = self.policy.chat.tokenizer.decode(np.asarray(ids)[np.asarray(valid)].tolist())
@@ -68,7 +68,9 @@ class Actor:
         policy = self.policy
         image_tokens = policy.model.image_tokens(params, image[None])
         prefix = policy.prefix(params)
-        answer, turns, kv = take_turn(policy, params, at.ring, prefix, at.place, image_tokens, key, greedy)
+        answer, turns, kv = take_turn(
+            policy, policy.model.unstacked(params), at.ring, prefix, at.place, image_tokens, key, greedy
+        )
         ring = at.ring.write(at.turn, kv, turns.valid)
         place = at.place.after(policy, turns, jnp.zeros(1, bool))
         action = policy.read(answer.ids, answer.valid)[0]
@@ -80,6 +82,4 @@ def load_policy(folder: str | Path) -> Actor:
     """The best policy of a run directory. Raises `ConfigError`, in one sentence, where there is none."""
     folder = Path(folder)
     config = runs.read_config(folder)
-    policy = make_policy(config)
-    abstract = jax.eval_shape(policy.model.init, jax.random.key(0))
-    return Actor(config, policy, runs.read_policy(folder, abstract))
+    return Actor(config, make_policy(config), whole_params(folder))

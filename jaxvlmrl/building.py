@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,17 +10,20 @@ import jax.numpy as jnp
 
 from envs_jax.environment import Params as EnvParams
 from envs_jax.wrappers import AutoReset, held_out_table
+from jaxvlmrl import adapters, runs
 from jaxvlmrl.config import Config, ConfigError
 from jaxvlmrl.imitation import Imitation
+from jaxvlmrl.models import pretrained
 from jaxvlmrl.models.critics import CNNCritic
 from jaxvlmrl.models.layers import Params
+from jaxvlmrl.models.paths import by_path
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.text.chat import Chat
 from jaxvlmrl.text.tokenizer import Tokenizer
 from jaxvlmrl.update import ActorCritic, Metrics
 
 PROBES = 1000  # episodes drawn to see whether any may be trained on
-GAMES, ORDER = 0x6A3E5, 0x0D3E  # folded into the run's key: demonstrated games, and everything else
+GAMES, ORDER, ADAPTERS = 0x6A3E5, 0x0D3E, 0x10FA  # folded into the run's key: demonstrated games, and so on
 
 
 class Phase(NamedTuple):
@@ -30,34 +34,32 @@ class Phase(NamedTuple):
     turns_per_update: int  # of all environments together
     validate_every: int
     init: Callable[[Params, jax.Array], Any]  # (policy, key) -> State
-    step: Callable[[Any, jax.Array, jax.Array], tuple[Any, Metrics]]  # (State, key, index) -> (State, metrics)
+    step: Callable[[Any, Params, jax.Array, jax.Array], tuple[Any, Metrics]]  # (State, frozen, key, index)
 
-    def compile(self, state: Any) -> Callable[[Any, jax.Array, jax.Array], tuple[Any, Metrics]]:
+    def compile(self, state: Any, frozen: Params) -> Callable[[Any, Params, jax.Array, jax.Array], tuple[Any, Metrics]]:
         """The whole update as one program that takes over the state's memory; traced and compiled once, here."""
         step = jax.jit(self.step, donate_argnums=0)
-        return step.lower(state, jax.random.key(0), jnp.int32(0)).compile()
+        return step.lower(state, frozen, jax.random.key(0), jnp.int32(0)).compile()
 
 
 def make_policy(config: Config) -> Policy:
     """The policy a config describes. Raises `ConfigError` where its parts do not fit each other."""
-    env, talk, vision = config.env, config.conversation, config.model.vision
-    image = jax.eval_shape(lambda: env.observe(env.init(jax.random.key(0), config.env_params)))["image"]
-    if image.shape[:2] != (vision.image_size, vision.image_size):
-        height, width = image.shape[:2]
-        raise ConfigError(
-            f"the model looks at {vision.image_size} x {vision.image_size} pixels, not {width} x {height}"
-        )
-    check_model(config)
-    if vision.image_size % (vision.patch_size * config.model.shuffle):
-        raise ConfigError(f"{vision.image_size} pixels are no whole number of shuffled patches of {vision.patch_size}")
+    env, talk, model = config.env, config.conversation, config.model
+    if image_shape(config) != model.image_shape and not model.resize:
+        sizes = [f"{width} x {height}" for height, width in (model.image_shape, image_shape(config))]
+        raise ConfigError(f"the model looks at {sizes[0]} pixels, not {sizes[1]}; config.model.resize would resize")
     try:
-        tokenizer = Tokenizer(talk.tokenizer)
+        model.check()
+        check_critic(config)
+        if talk.tokenizer == "weights" and not model.weights:
+            raise ConfigError("the config needs a model's folder: --config.model.weights=FOLDER")
+        tokenizer = Tokenizer(model.weights if talk.tokenizer == "weights" else talk.tokenizer)
         if tokenizer.vocab_size > config.model.text.vocab_size:
             count = f"{tokenizer.vocab_size} tokens, the model has {config.model.text.vocab_size}"
             raise ConfigError(f"the tokenizer knows {count}")
         prompt = env.short_prompt if talk.short_prompt else env.prompt
         turns = int(config.env_params.max_turns)
-        chat = Chat(tokenizer, prompt, config.model.num_image_tokens, turns, talk.max_answer_tokens)
+        chat = Chat(tokenizer, talk.template, prompt, config.model.num_image_tokens, turns, talk.max_answer_tokens)
         for action in env.actions():
             chat.answer_ids(env.answer_text(action))
         longest = len(chat.prefix_ids) + turns * chat.tokens_per_turn + 0 * chat.image_slot
@@ -66,18 +68,53 @@ def make_policy(config: Config) -> Policy:
     if longest > config.model.text.max_positions:
         limit = config.model.text.max_positions
         raise ConfigError(f"a conversation of {turns} turns takes {longest} tokens, the model has room for {limit}")
-    return Policy(config.model, chat, env, talk.window, talk.constrained, talk.temperature)
+    return Policy(
+        model, chat, env, talk.window, talk.constrained, talk.temperature, talk.top_k, talk.top_p, talk.tokens_at_once
+    )
 
 
-def check_model(config: Config) -> None:
-    """Raises `ConfigError` for sizes no network can be made of."""
-    text, vision, critic = config.model.text, config.model.vision, config.critic
-    if text.num_heads % text.num_kv_heads or text.head_dim % 2:
-        raise ConfigError("config.model.text.num_heads must be a multiple of num_kv_heads, and head_dim even")
-    if vision.width % vision.num_heads:
-        raise ConfigError(f"config.model.vision.width = {vision.width} cannot be cut into {vision.num_heads} heads")
-    if isinstance(critic, CNNCritic) and vision.image_size % math.prod(critic.strides):
-        raise ConfigError(f"config.critic.strides {critic.strides} do not divide {vision.image_size} pixels")
+def image_shape(config: Config) -> tuple[int, int]:
+    """(height, width) of the environment's frames."""
+    env = config.env
+    image = jax.eval_shape(lambda: env.observe(env.init(jax.random.key(0), config.env_params)))["image"]
+    return image.shape[0], image.shape[1]
+
+
+def first_params(config: Config) -> Params:
+    """What training starts from: random, published or another run's parameters, with fresh adapters where there are some."""
+    key = jax.random.key(config.seed)
+    try:
+        if config.start_from:
+            params = adapters.merged(whole_params(Path(config.start_from)))
+            if shapes(params) != shapes(jax.eval_shape(config.model.init, key)):
+                raise ConfigError(f"the policy in {config.start_from} is of another model than config.model")
+        else:
+            params = pretrained.initial(config.model, key)
+        return adapters.add(params, config.tuning, jax.random.fold_in(key, ADAPTERS))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def whole_params(folder: Path) -> Params:
+    """A run's best policy, with what was never trained in it. Raises `ConfigError` where there is none."""
+    config = runs.read_config(folder)
+    key = jax.random.key(config.seed)
+    like = jax.eval_shape(lambda: adapters.add(config.model.init(key), config.tuning, key))
+    trained = runs.read_policy(folder, adapters.split(like, config.tuning)[0])
+    if config.tuning.trains_all:
+        return trained
+    return adapters.joined(trained, adapters.split(first_params(config), config.tuning)[1])
+
+
+def shapes(params: Params) -> dict[str, tuple[int, ...]]:
+    return {path: leaf.shape for path, leaf in by_path(params).items()}
+
+
+def check_critic(config: Config) -> None:
+    """Raises `ConfigError` for sizes no critic can be made of."""
+    critic, sides = config.critic, image_shape(config)
+    if isinstance(critic, CNNCritic) and any(side % math.prod(critic.strides) for side in sides):
+        raise ConfigError(f"config.critic.strides {critic.strides} do not divide {sides[1]} x {sides[0]} pixels")
 
 
 def make_env(config: Config) -> AutoReset:
@@ -103,12 +140,13 @@ def imitation_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
     imitation = Imitation(
         policy, env, phase.demonstrations, phase.optimizer.make(phase.num_updates, phase.minibatches),
         jax.random.fold_in(jax.random.key(config.seed), GAMES), phase.num_turns, phase.minibatches,
+        config.tuning.dropout,
     )  # fmt: skip
     env_params = batched(config.env_params, phase.num_envs)
     return Phase(
         "imitation", phase.num_updates, phase.num_envs * phase.num_turns, phase.validate_every,
         lambda params, key: imitation.init(params, env_params, key),
-        lambda state, key, index: imitation.step(state, env_params, key),
+        lambda state, frozen, key, index: imitation.step(state, frozen, env_params, key),
     )  # fmt: skip
 
 
@@ -123,7 +161,7 @@ def make_actor_critic(config: Config, policy: Policy, env: AutoReset) -> ActorCr
     return ActorCritic(
         policy, config.critic, env, config.algorithm, phase.optimizer.make(moving, steps),
         phase.critic_optimizer.make(phase.num_updates, steps), phase.num_updates, phase.num_turns, phase.epochs,
-        phase.minibatches, phase.microbatches, old_log_prob,
+        phase.minibatches, phase.microbatches, phase.envs_at_once, old_log_prob,
     )  # fmt: skip
 
 
@@ -134,7 +172,7 @@ def rl_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
     return Phase(
         "rl", phase.num_updates, phase.num_envs * phase.num_turns, phase.validate_every,
         lambda params, key: actor_critic.init(params, env_params, key),
-        lambda state, key, index: actor_critic.step(state, env_params, key, index),
+        lambda state, frozen, key, index: actor_critic.step(state, frozen, env_params, key, index),
     )  # fmt: skip
 
 

@@ -14,11 +14,15 @@ from envs_jax import GridWalker
 from envs_jax.environment import TextEnvironment
 from envs_jax.grid_walker import grid_walker
 from envs_jax.grid_walker.players import FewestCommands
+from jaxvlmrl.adapters import Tuning
 from jaxvlmrl.algorithms.vl_dac import VLDAC
 from jaxvlmrl.imitation import Demonstrations
 from jaxvlmrl.models.critics import CNNCritic, Critic
+from jaxvlmrl.models.qwen3_vl import Qwen3VL
 from jaxvlmrl.models.smolvlm import SmolVLM
 from jaxvlmrl.optimizer import Optimizer
+
+Model = SmolVLM | Qwen3VL
 
 
 class ConfigError(ValueError):
@@ -29,12 +33,16 @@ class ConfigError(ValueError):
 class Conversation:
     """How the model is spoken to."""
 
-    tokenizer: str = "tiny"  # the package's own, or a folder with tokenizer.json and chat_template.json
+    tokenizer: str = "tiny"  # the package's own; "smolvlm"; "weights" for the model's folder; or a folder of its own
+    template: str = "tiny"  # the wording: tiny, smolvlm, qwen3_vl, or a .json file
     short_prompt: bool = True  # the environment's few words in place of its rules
     window: int = 3  # turns in sight, the current one included
     max_answer_tokens: int = 6
     constrained: bool = False  # only canonical answers can be sampled
     temperature: float = 1.0
+    top_k: int = 0  # only the k likeliest tokens can be drawn; 0 for all. Not in reinforcement learning
+    top_p: float = 1.0  # only the likeliest that together have this probability. Not in reinforcement learning
+    tokens_at_once: int = 0  # of a vocabulary's log-probs in training, for memory; 0 for all of a minibatch's part
 
 
 @dataclass
@@ -60,6 +68,7 @@ class RLPhase:
     epochs: int = 2
     minibatches: int = 8
     microbatches: int = 2  # a minibatch's gradient is gathered in so many parts; 8 to 16 environments each suit a CPU
+    envs_at_once: int = 0  # in a rollout, for memory; 0 for all
     validate_every: int = 10  # updates
     # "auto" takes the sampler's where float32 is exact, and has the trainer recompute them elsewhere
     old_log_prob: str = field(default="auto", metadata={"choices": ("auto", "sampler", "recomputed")})
@@ -83,7 +92,8 @@ class Config:
 
     env: TextEnvironment = field(default_factory=GridWalker)
     env_params: Any = field(default_factory=grid_walker.Params)
-    model: SmolVLM = field(default_factory=SmolVLM)
+    model: Model = field(default_factory=SmolVLM)
+    tuning: Tuning = field(default_factory=Tuning)
     conversation: Conversation = field(default_factory=Conversation)
     algorithm: VLDAC = field(default_factory=VLDAC)
     critic: Critic = field(default_factory=CNNCritic)
@@ -101,14 +111,26 @@ class Config:
         return self.tiny() if name else self
 
     def tiny(self) -> "Config":
-        """The same run in a CPU minute: two updates of a few games a phase, evaluated on eight. What `:tiny` means."""
+        """The same run in a CPU minute: two updates of a few games a phase, evaluated on eight. What `:tiny` means.
+
+        A model that speaks with another tokenizer than the package's own becomes the smallest of its family.
+        """
         small = dataclasses.replace
         imitation = small(self.imitation, num_updates=min(self.imitation.num_updates, 2), num_envs=4, num_turns=6)
         rl = small(self.rl, num_updates=min(self.rl.num_updates, 2), num_envs=8, num_turns=6)
-        rl = small(rl, epochs=1, minibatches=2, microbatches=2)
+        rl = small(rl, epochs=1, minibatches=2, microbatches=2, envs_at_once=min(rl.envs_at_once, 4))
         seeds = Evaluation(test=(1000, 1008), validation=(5000, 5008), batch=8)
         algorithm = small(self.algorithm, warmup_updates=min(self.algorithm.warmup_updates, 1))
         imitation = small(imitation, minibatches=2)
+        if self.conversation.tokenizer != "tiny":
+            kept = {name: getattr(self.model, name) for name in ("dtype", "param_dtype", "remat")}
+            model = type(self.model)(**kept)
+            words = {"tokenizer": "tiny", "template": "tiny", "short_prompt": True, "max_answer_tokens": 6}
+            height, width = model.image_shape
+            self = small(
+                self, model=model, env=small(self.env, height=height, width=width), critic=CNNCritic(),
+                conversation=small(self.conversation, **words, tokens_at_once=min(self.conversation.tokens_at_once, 32)),
+            )  # fmt: skip
         return small(self, imitation=imitation, rl=rl, algorithm=algorithm, evaluation=seeds)
 
     def check(self) -> None:
@@ -121,6 +143,10 @@ class Config:
         if self.rl.num_envs % (self.rl.minibatches * self.rl.microbatches):
             parts = f"{self.rl.minibatches} minibatches of {self.rl.microbatches} parts"
             raise ConfigError(f"config.rl.num_envs = {self.rl.num_envs} cannot be cut into {parts}")
+        if self.rl.envs_at_once and self.rl.num_envs % self.rl.envs_at_once:
+            raise ConfigError(
+                f"config.rl.num_envs = {self.rl.num_envs} cannot be cut into {self.rl.envs_at_once} at a time"
+            )
         if self.imitation.num_envs % self.imitation.minibatches:
             count = f"{self.imitation.num_envs} cannot be cut into {self.imitation.minibatches} minibatches"
             raise ConfigError(f"config.imitation.num_envs = {count}")
@@ -132,6 +158,18 @@ class Config:
             seeds = getattr(self.evaluation, name)
             if len(seeds) != 2 or not 0 <= seeds[0] < seeds[1] <= 1 << 32:
                 raise ConfigError(f"config.evaluation.{name} = {seeds} is no range of seeds (first, end)")
+        talk = self.conversation
+        if talk.top_k < 0 or talk.tokens_at_once < 0 or not 0 < talk.top_p <= 1:
+            raise ConfigError("config.conversation.top_k and tokens_at_once must be at least 0, and 0 < top_p <= 1")
+        if self.rl.num_updates and (talk.top_k or talk.top_p < 1):
+            raise ConfigError("config.conversation.top_k and top_p cannot be used in reinforcement learning: a token that "
+                              "the policy no longer draws would have no ratio")  # fmt: skip
+        if not 0 <= self.tuning.dropout < 1 or self.tuning.rank < 1:
+            raise ConfigError("config.tuning.dropout must be at least 0 and below 1, and rank at least 1")
+        if self.tuning.dropout and self.rl.num_updates:
+            raise ConfigError(
+                "config.tuning.dropout must be 0 in a run with reinforcement learning: ratios need one policy"
+            )
         if self.evaluation.batch < 2:
             raise ConfigError("config.evaluation.batch must be at least 2")
         try:
@@ -143,7 +181,7 @@ class Config:
 def _check_sizes(path: str, phase: ImitationPhase | RLPhase) -> None:
     for item in dataclasses.fields(phase):
         value = getattr(phase, item.name)
-        if isinstance(value, int) and value < (0 if item.name == "num_updates" else 1):
+        if isinstance(value, int) and value < (0 if item.name in ("num_updates", "envs_at_once") else 1):
             raise ConfigError(f"{path}.{item.name} = {value} is too small")
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxvlmrl.models.attention import KeyValue
-from jaxvlmrl.models.layers import ByLayer, Params
+from jaxvlmrl.models.layers import Params
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.text.chat import AFTER_ANSWER, AFTER_CUT_ANSWER, FIRST_TURN, Observation
 
@@ -31,11 +31,6 @@ class Turns(NamedTuple):
     def valid(self) -> jax.Array:
         """[..., S] bool: slots that hold a token."""
         return jnp.concatenate([self.observation.valid, self.answer_valid], axis=-1) & (self.episode >= 0)[..., None]
-
-    @property
-    def positions(self) -> jax.Array:
-        """[..., S] int32: the positions of the slots' tokens."""
-        return self.position[..., None] + jnp.maximum(jnp.cumsum(self.valid, axis=-1) - 1, 0)
 
 
 class Place(NamedTuple):
@@ -60,7 +55,7 @@ class Place(NamedTuple):
         going_on = Place(
             jnp.where(is_ended, AFTER_ANSWER, AFTER_CUT_ANSWER),
             self.turn + 1,
-            self.position + jnp.sum(turns.valid, axis=-1),
+            self.position + policy.positions_taken(turns.valid),
             self.episode,
         )
         fresh = Place.start(policy, len(is_done))._replace(episode=self.episode + 1)
@@ -70,17 +65,16 @@ class Place(NamedTuple):
 class Ring(NamedTuple):
     """Keys and values of the last W - 1 turns; the slot of turn t is t mod (W - 1)."""
 
-    kv: ByLayer  # of KeyValue [B, K, (W - 1) S, H]
+    kv: list[KeyValue]  # [B, K, (W - 1) S, H] by layer
     valid: jax.Array  # [B, (W - 1) S] bool: a token, and of the episode under way
 
     @classmethod
     def empty(cls, policy: Policy, batch: int) -> "Ring":
         text, slots = policy.model.text, (policy.window - 1) * policy.chat.tokens_per_turn
-        shape = (text.num_layers, batch, text.num_kv_heads, slots, text.head_dim)
-        zeros = jnp.zeros(shape, policy.model.dtype)
-        return cls(ByLayer.of(KeyValue(zeros, zeros)), jnp.zeros((batch, slots), bool))
+        zeros = jnp.zeros((batch, text.num_kv_heads, slots, text.head_dim), policy.model.dtype)
+        return cls([KeyValue(zeros, zeros)] * text.num_layers, jnp.zeros((batch, slots), bool))
 
-    def write(self, turn: jax.Array, kv: ByLayer, valid: jax.Array) -> "Ring":
+    def write(self, turn: jax.Array, kv: list[KeyValue], valid: jax.Array) -> "Ring":
         """With one turn's keys and values [B, K, S, H] by layer in the slot of the oldest."""
         size = valid.shape[-1]
         if not self.valid.shape[-1]:

@@ -17,6 +17,7 @@ from envs_jax.environment import Params as EnvParams
 from envs_jax.players import Player
 from envs_jax.wrappers import AutoReset, Step
 from jaxvlmrl import rollout
+from jaxvlmrl.adapters import joined
 from jaxvlmrl.models.layers import Params
 from jaxvlmrl.policy import Policy
 
@@ -47,10 +48,10 @@ class OneEpisode(AutoReset):
 
 
 class Evaluator:
-    """Plays the policy on any seeds, `batch` at a time."""
+    """Plays the policy on any seeds, `batch` at a time. `frozen` are parameters that every player shares."""
 
-    def __init__(self, policy: Policy, env_params: EnvParams, batch: int):
-        self.policy, self.env_params, self.batch = policy, env_params, batch
+    def __init__(self, policy: Policy, env_params: EnvParams, batch: int, frozen: Params | None = None):
+        self.policy, self.env_params, self.batch, self.frozen = policy, env_params, batch, frozen or {}
         self.max_turns = int(env_params.max_turns)
         self._play = jax.jit(self._play_batch)
 
@@ -60,12 +61,15 @@ class Evaluator:
         parts = []
         for start in range(0, len(numbers), self.batch):
             part = np.resize(np.concatenate([numbers[start : start + self.batch], numbers]), self.batch)
-            found = self._play(params, part, jax.random.fold_in(key, start), greedy, EYES.index(eyes))
+            found = self._play(params, self.frozen, part, jax.random.fold_in(key, start), greedy, EYES.index(eyes))
             parts.append(jax.tree.map(np.asarray, found))
         whole = jax.tree.map(lambda *xs: np.concatenate(xs)[: len(numbers)], *parts)
         return Episodes(numbers, *whole)
 
-    def _play_batch(self, params: Params, seeds: jax.Array, key: jax.Array, greedy: jax.Array, eyes: jax.Array):
+    def _play_batch(
+        self, params: Params, frozen: Params, seeds: jax.Array, key: jax.Array, greedy: jax.Array, eyes: jax.Array
+    ):
+        params = joined(params, frozen)
         policy, batch = self.policy, len(seeds)
         env = OneEpisode(policy.env, jnp.zeros((0, 2), jnp.uint32))
         many = jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x), (batch, *jnp.shape(x))), self.env_params)

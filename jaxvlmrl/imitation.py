@@ -17,6 +17,7 @@ from envs_jax.environment import State
 from envs_jax.players import Memory, Player
 from envs_jax.wrappers import AutoReset
 from jaxvlmrl import packed, rollout
+from jaxvlmrl.adapters import joined, with_dropout
 from jaxvlmrl.algorithms.masking import masked_mean
 from jaxvlmrl.conversation import Place, Turns
 from jaxvlmrl.models.layers import Params
@@ -36,7 +37,7 @@ class Demonstrations:
 class Pupil(NamedTuple):
     """Everything a supervised update changes."""
 
-    policy: Params
+    policy: Params  # what of it is trained; the rest is given to every update as `frozen`
     optimizer: Any
     session: Session
     memory: Memory  # the player's, [B]
@@ -64,6 +65,7 @@ class Imitation:
     games_key: jax.Array
     num_turns: int
     minibatches: int
+    dropout: float = 0.0  # of what adapters read
 
     def init(self, params: Params, env_params: EnvParams, key: jax.Array) -> Pupil:
         batch = jax.tree.leaves(env_params)[0].shape[0]
@@ -73,9 +75,12 @@ class Imitation:
         memory = jax.vmap(lambda s: self.demonstrations.player.start(self.policy.env, s))(state)
         return Pupil(params, self.optimizer.init(params), session._replace(state=state), memory, game)
 
-    def step(self, pupil: Pupil, env_params: EnvParams, key: jax.Array) -> tuple[Pupil, dict[str, jax.Array]]:
+    def step(
+        self, pupil: Pupil, frozen: Params, env_params: EnvParams, key: jax.Array
+    ) -> tuple[Pupil, dict[str, jax.Array]]:
         """One update: the games go on for T turns, and every minibatch of them is learned from once."""
         show_key, shuffle_key = jax.random.split(key)
+        drop_keys = jax.random.split(jax.random.fold_in(key, 2), self.minibatches)
         past = pupil.session
         lesson, pupil = self.show(pupil, env_params, show_key)
         join = lambda old, new: jnp.swapaxes(jnp.concatenate([old, new]), 0, 1)
@@ -86,24 +91,30 @@ class Imitation:
         )
         order = jax.random.permutation(shuffle_key, len(pupil.game)).reshape(self.minibatches, -1)
 
-        def minibatch(pupil: Pupil, some: jax.Array):
+        def minibatch(pupil: Pupil, some_and_key: tuple[jax.Array, jax.Array]):
+            some, drop_key = some_and_key
             part = jax.tree.map(lambda x: x[some], rows)
-            grads, metrics = jax.grad(self.loss, has_aux=True)(pupil.policy, *part)
+            grads, metrics = jax.grad(self.loss, has_aux=True)(pupil.policy, frozen, drop_key, *part)
             updates, optimizer = self.optimizer.update(grads, pupil.optimizer, pupil.policy)
             metrics["policy/grad_norm"] = optax.global_norm(grads)
             return pupil._replace(policy=optax.apply_updates(pupil.policy, updates), optimizer=optimizer), metrics
 
-        pupil, metrics = jax.lax.scan(minibatch, pupil, order)
+        pupil, metrics = jax.lax.scan(minibatch, pupil, (order, drop_keys))
         return pupil, jax.tree.map(jnp.mean, metrics)
 
-    def loss(self, params: Params, states: State, turns: Turns, label_ids, label_valid, grammar_states):
+    def loss(
+        self, trained: Params, frozen: Params, key: jax.Array, states: State, turns: Turns, label_ids: jax.Array,
+        label_valid: jax.Array, grammar_states: jax.Array,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:  # fmt: skip
         """Cross-entropy of the labels' tokens in the distribution the policy would sample from."""
+        params = joined(trained, frozen)
+        if self.dropout:
+            params = with_dropout(params, self.dropout, key)
         image_tokens = rollout.look(self.policy, params, self.env.env, states, lead=2)
         hidden = packed.forward(self.policy, params, turns, image_tokens, self.policy.prefix(params)).answer_hidden
-        distribution = self.policy.next_token(params, hidden[:, self.policy.window - 1 :], grammar_states)
-        loss = -masked_mean(distribution.of(label_ids), label_valid)
-        is_right = jnp.argmax(distribution.log_probs, axis=-1) == label_ids
-        accuracy = masked_mean(is_right.astype(jnp.float32), label_valid)
+        judged = self.policy.judge_tokens(params, hidden[:, self.policy.window - 1 :], label_ids, grammar_states)
+        loss = -masked_mean(judged.log_prob, label_valid)
+        accuracy = masked_mean(judged.is_likeliest.astype(jnp.float32), label_valid)
         return loss, {"imitation/loss": loss, "imitation/token_accuracy": accuracy}
 
     def show(self, pupil: Pupil, env_params: EnvParams, key: jax.Array) -> tuple[Lesson, Pupil]:

@@ -12,7 +12,7 @@ from einops import rearrange
 
 from jaxvlmrl.conversation import Turns, embed_turns
 from jaxvlmrl.models.attention import KeyValue, attend_parts, heads_first
-from jaxvlmrl.models.layers import ByLayer, Params
+from jaxvlmrl.models.layers import Params
 from jaxvlmrl.policy import Policy
 
 
@@ -21,10 +21,10 @@ class Packed(NamedTuple):
 
     answer_hidden: jax.Array  # [B, T, G, D], the states that predict the answers' tokens
     prompt_hidden: jax.Array  # [B, T, D], the states at the prompts' last tokens
-    kv: ByLayer  # of KeyValue [B, K, T S, H]
+    kv: list[KeyValue]  # [B, K, T S, H] by layer
 
 
-def forward(policy: Policy, params: Params, turns: Turns, image_tokens: jax.Array, prefix: ByLayer) -> Packed:
+def forward(policy: Policy, params: Params, turns: Turns, image_tokens: jax.Array, prefix: list[KeyValue]) -> Packed:
     """One pass over turns [B, T, ...] with pictures' tokens [B, T, I, D], after the shared start of `policy.prefix`."""
     batch, length = turns.episode.shape
     block = max(policy.window - 1, 1)
@@ -34,7 +34,7 @@ def forward(policy: Policy, params: Params, turns: Turns, image_tokens: jax.Arra
     slots = x.shape[2]
     num_blocks = (length + padded) // block
     in_blocks = lambda x: x.reshape(batch, num_blocks, block * slots, *x.shape[3:])
-    positions = in_blocks(pad(turns.positions))
+    positions = in_blocks(pad(policy.positions(turns.position, turns.valid)))
     mask = band_mask(turns, policy.window, padded, block)
 
     first = policy.chat.num_observation_tokens - 1

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs_jax.environment import TextEnvironment
-from jaxvlmrl.models.attention import attend_causally
-from jaxvlmrl.models.layers import ByLayer, Params
-from jaxvlmrl.models.smolvlm import SmolVLM
+from jaxvlmrl.models.attention import KeyValue, attend_causally
+from jaxvlmrl.models.decoder import VisionLanguageModel
+from jaxvlmrl.models.layers import Params
 from jaxvlmrl.text.answers import Grammar, grammar_of, read_answer
 from jaxvlmrl.text.chat import Chat, Observation
 
@@ -36,16 +36,39 @@ class NextToken(NamedTuple):
         return -jnp.sum(jnp.exp(self.log_probs) * jnp.maximum(self.log_probs, FORBIDDEN / 2), axis=-1)
 
 
+class Judged(NamedTuple):
+    """What is said of given tokens, all of one shape."""
+
+    log_prob: jax.Array  # float32
+    entropy: jax.Array  # of the distribution they came from, in nats
+    is_likeliest: jax.Array  # bool: no other token had a higher probability
+
+
+def likeliest(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
+    """[..., V] bool: the tokens that top-k and top-p sampling leave. Of equally likely ones at the border all stay."""
+    ordered = -jnp.sort(-logits, axis=-1)
+    if top_k:
+        rank = jnp.broadcast_to(jnp.arange(ordered.shape[-1]), ordered.shape)
+        ordered = jnp.where(rank < top_k, ordered, FORBIDDEN)
+    probs = jax.nn.softmax(ordered, axis=-1)
+    is_needed = (jnp.cumsum(probs, axis=-1) - probs < top_p) & (ordered > FORBIDDEN / 2)
+    last = jnp.min(jnp.where(is_needed, ordered, jnp.inf), axis=-1, keepdims=True)
+    return logits >= last
+
+
 @dataclass(unsafe_hash=True)
 class Policy:
     """A model with its conversation and its answers. `window` turns are in sight, the current one included."""
 
-    model: SmolVLM
+    model: VisionLanguageModel
     chat: Chat
     env: TextEnvironment
     window: int
     constrained: bool
     temperature: float
+    top_k: int = 0  # only the k likeliest tokens can be drawn; 0 for all
+    top_p: float = 1.0  # only the likeliest that together have this probability
+    tokens_at_once: int = 0  # of a vocabulary's log-probs in training; 0 for all of a minibatch
 
     @cached_property
     def grammar(self) -> Grammar:
@@ -63,16 +86,73 @@ class Policy:
         may_follow = jnp.asarray(self.grammar.allowed)[grammar_state]
         padding = logits.shape[-1] - may_follow.shape[-1]  # a vocabulary may have more rows than the tokenizer has ids
         may_follow = jnp.pad(may_follow, [(0, 0)] * (may_follow.ndim - 1) + [(0, padding)])
-        return NextToken(jax.nn.log_softmax(jnp.where(may_follow, logits / self.temperature, FORBIDDEN), axis=-1))
+        logits = jnp.where(may_follow, logits / self.temperature, FORBIDDEN)
+        if self.top_k or self.top_p < 1:
+            logits = jnp.where(likeliest(logits, self.top_k, self.top_p), logits, FORBIDDEN)
+        return NextToken(jax.nn.log_softmax(logits, axis=-1))
+
+    def judge_tokens(self, params: Params, hidden: jax.Array, ids: jax.Array, grammar_states: jax.Array) -> Judged:
+        """Tokens `ids` [...] after hidden states [..., D]: what training needs of their distributions.
+
+        `tokens_at_once` of them at a time, computed again in the backward pass: no array of all tokens by the vocabulary.
+        """
+
+        def judge(part: tuple[jax.Array, jax.Array, jax.Array]) -> Judged:
+            hidden, ids, states = part
+            distribution = self.next_token(params, hidden, states)
+            log_prob = distribution.of(ids)
+            return Judged(log_prob, distribution.entropy(), log_prob >= jnp.max(distribution.log_probs, axis=-1))
+
+        count = ids.size
+        if not 0 < self.tokens_at_once < count:
+            return judge((hidden, ids, grammar_states))
+        flat = (hidden.reshape(count, -1), ids.reshape(-1), grammar_states.reshape(-1))
+        padded = -count % self.tokens_at_once
+        parts = jax.tree.map(
+            lambda x: jnp.pad(x, [(0, padded)] + [(0, 0)] * (x.ndim - 1)).reshape(
+                -1, self.tokens_at_once, *x.shape[1:]
+            ),
+            flat,
+        )
+        judged = jax.lax.map(jax.checkpoint(judge), parts)
+        return Judged(*(x.reshape(-1)[:count].reshape(ids.shape) for x in judged))
 
     def grammar_step(self, grammar_state: jax.Array, ids: jax.Array) -> jax.Array:
         return jnp.asarray(self.grammar.next_state)[grammar_state, ids]
 
-    def prefix(self, params: Params) -> ByLayer:
+    @cached_property
+    def _slots(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of a turn's S slots: how far a token there moves the running position, and its own offset from it.
+
+        A picture's tokens all stand at the position where it begins, at the model's offsets from it.
+        """
+        offsets, advance = self.model.image_positions()
+        start, end = self.chat.image_slot, self.chat.image_slot + len(offsets)
+        moves = np.ones(self.chat.tokens_per_turn, np.int32)
+        moves[start:end] = 0
+        moves[end - 1] = advance
+        of_slot = np.zeros((self.chat.tokens_per_turn, *offsets.shape[1:]), np.int32)
+        of_slot[start:end] = offsets
+        return moves, of_slot
+
+    def positions(self, start: jax.Array, valid: jax.Array) -> jax.Array:
+        """[..., S] or [..., S, 3] int32: positions of a turn's slots, or of its first few; padding takes none."""
+        moves, offsets = (table[: valid.shape[-1]] for table in self._slots)
+        moved = valid * jnp.broadcast_to(moves, valid.shape)
+        before = start[..., None] + jnp.cumsum(moved, axis=-1) - moved
+        if offsets.ndim > 1:
+            before = jnp.broadcast_to(before[..., None], (*valid.shape, offsets.shape[-1]))
+        return before + jnp.broadcast_to(offsets, before.shape)
+
+    def positions_taken(self, valid: jax.Array) -> jax.Array:
+        """[...] int32: how far a turn with tokens in the slots `valid` [..., S] moves the running position."""
+        return jnp.sum(valid * jnp.broadcast_to(self._slots[0], valid.shape), axis=-1)
+
+    def prefix(self, params: Params) -> list[KeyValue]:
         """Keys and values [K, P, H] by layer of the conversation's start, shared by all environments."""
         ids = jnp.asarray(self.chat.prefix_ids, jnp.int32)
         x = self.model.embed(params, ids)
-        return self.model.decode(params, x, jnp.arange(len(ids)), ByLayer(None, None), attend_causally)[1]
+        return self.model.decode(params, x, jnp.arange(len(ids)), None, attend_causally)[1]
 
     def embed_observation(self, params: Params, observation: Observation, image_tokens: jax.Array) -> jax.Array:
         """[..., O, D] with the picture's tokens [..., I, D] in their slots."""

@@ -6,6 +6,7 @@ pass the trainer makes, and stand in front of the training sequence too.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,8 @@ from envs_jax.environment import Params as EnvParams
 from envs_jax.wrappers import AutoReset
 from jaxvlmrl import packed
 from jaxvlmrl.conversation import Place, Ring, Turns
-from jaxvlmrl.models.layers import ByLayer, Params
+from jaxvlmrl.models.attention import KeyValue
+from jaxvlmrl.models.layers import Params
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.sampler import read_observation, take_turn
 
@@ -81,7 +83,7 @@ def batch_major(tree):
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
 
 
-def remembered(policy: Policy, params: Params, env: Environment, session: Session, prefix: ByLayer) -> Ring:
+def remembered(policy: Policy, params: Params, env: Environment, session: Session, prefix: list[KeyValue]) -> Ring:
     """The ring of the session's past turns, computed with these parameters."""
     batch = len(session.place.turn)
     if policy.window == 1:
@@ -91,6 +93,37 @@ def remembered(policy: Policy, params: Params, env: Environment, session: Sessio
     kv = packed.forward(policy, params, past, image_tokens, prefix).kv
     valid = past.valid & (past.episode == session.place.episode[:, None])[..., None]
     return Ring(kv, valid.reshape(batch, -1))
+
+
+def play_in_parts(
+    policy: Policy, params: Params, env: AutoReset, env_params: EnvParams, session: Session, key: jax.Array,
+    num_turns: int, envs_at_once: int = 0, read_final: bool = False,
+) -> tuple[Trajectory, Session]:  # fmt: skip
+    """`play`, so many environments at a time: the keys and values of the others need no memory meanwhile. 0 is all."""
+    batch = len(session.place.turn)
+    if not 0 < envs_at_once < batch:
+        return play(policy, params, env, env_params, session, key, num_turns, read_final=read_final)
+    parts = batch // envs_at_once
+    on = lambda session, do: Session(  # the batch is axis 1 of what is remembered of turns
+        *(jax.tree.map(partial(do, axis=axis), part) for axis, part in zip((0, 0, 1, 1), session, strict=True))
+    )
+
+    def cut(x: jax.Array, axis: int) -> jax.Array:
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], parts, envs_at_once, *x.shape[axis + 1 :]), axis, 0)
+
+    def joined(x: jax.Array, axis: int) -> jax.Array:
+        x = jnp.moveaxis(x, 0, axis)
+        return x.reshape(*x.shape[:axis], batch, *x.shape[axis + 2 :])
+
+    def part(xs: tuple[Session, EnvParams, jax.Array]) -> tuple[Trajectory, Session]:
+        session, env_params, index = xs
+        part_key = jax.random.fold_in(key, index)
+        return play(policy, params, env, env_params, session, part_key, num_turns, read_final=read_final)
+
+    of_parts = (on(session, cut), jax.tree.map(partial(cut, axis=0), env_params), jnp.arange(parts))
+    trajectory, session = jax.lax.map(part, of_parts)
+    turns = jax.tree.map(partial(joined, axis=1), trajectory._replace(next_hidden=()))
+    return turns._replace(next_hidden=joined(trajectory.next_hidden, axis=0)), on(session, joined)
 
 
 def play(
@@ -103,12 +136,13 @@ def play(
     `see` stands between the pictures [B, h, w, 3] and the policy's eyes.
     """
     prefix = policy.prefix(params)
+    decoding = policy.model.unstacked(params)
 
     def turn(carry: tuple[State, Place, Ring], turn_index: jax.Array):
         state, place, ring = carry
         sample_key, env_key = jax.random.split(jax.random.fold_in(key, turn_index))
         image_tokens = policy.model.image_tokens(params, see(images(env.env, state, lead=1)))
-        answer, turns, kv = take_turn(policy, params, ring, prefix, place, image_tokens, sample_key, greedy)
+        answer, turns, kv = take_turn(policy, decoding, ring, prefix, place, image_tokens, sample_key, greedy)
         action = policy.read(answer.ids, answer.valid)
         env_keys = jax.random.split(env_key, len(action))
         step = jax.vmap(env.step)(env_keys, state, action, env_params)
@@ -117,7 +151,7 @@ def play(
         going_on = place.after(policy, turns, jnp.zeros_like(is_done))
         final_hidden = jnp.zeros_like(answer.prompt_hidden)
         if read_final:
-            thoughts = lambda: prompt_state(policy, params, env.env, step.final_state, going_on, ring, prefix)
+            thoughts = lambda: prompt_state(policy, decoding, env.env, step.final_state, going_on, ring, prefix)
             final_hidden = jax.lax.cond(jnp.any(step.truncated), thoughts, lambda: final_hidden)
         record = Trajectory(
             state, step.final_state, turns, answer.log_probs, answer.grammar_states, answer.prompt_hidden, final_hidden,
@@ -131,7 +165,7 @@ def play(
     state, place, ring = carry
     next_hidden = trajectory.next_hidden[-1]
     if read_final:
-        next_hidden = prompt_state(policy, params, env.env, state, place, ring, prefix)
+        next_hidden = prompt_state(policy, decoding, env.env, state, place, ring, prefix)
     past = policy.window - 1
     last = lambda old, new: jnp.concatenate([old, new])[num_turns : num_turns + past]
     session = Session(
@@ -144,7 +178,7 @@ def play(
 
 
 def prompt_state(
-    policy: Policy, params: Params, env: Environment, state: State, place: Place, ring: Ring, prefix: ByLayer
+    policy: Policy, params: Params, env: Environment, state: State, place: Place, ring: Ring, prefix: list[KeyValue]
 ) -> jax.Array:
     """[B, D] hidden states after reading one more observation, without noting that it was read."""
     image_tokens = look(policy, params, env, state, lead=1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxvlmrl.conversation import Place, Ring, Turns
 from jaxvlmrl.models.attention import KeyValue, attend_parts, heads_first
-from jaxvlmrl.models.layers import ByLayer, Params
+from jaxvlmrl.models.layers import Params
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.text.chat import Observation
 
@@ -25,16 +25,16 @@ class Answer(NamedTuple):
 class _Decoding(NamedTuple):
     index: jax.Array
     hidden: jax.Array  # [B, D], predicts the next token
-    kv: ByLayer  # of the turn under way, KeyValue [B, K, S, H]
+    kv: list[KeyValue]  # of the turn under way, [B, K, S, H] by layer
     grammar_state: jax.Array  # [B]
     is_over: jax.Array  # [B]
     answer: Answer
 
 
 def take_turn(
-    policy: Policy, params: Params, ring: Ring, prefix: ByLayer, place: Place, image_tokens: jax.Array,
-    key: jax.Array, greedy: jax.Array | bool = False,
-) -> tuple[Answer, Turns, ByLayer]:  # fmt: skip
+    policy: Policy, params: Params, ring: Ring, prefix: list[KeyValue], place: Place,
+    image_tokens: jax.Array, key: jax.Array, greedy: jax.Array | bool = False,
+) -> tuple[Answer, Turns, list[KeyValue]]:  # fmt: skip
     """(answer, the turn as token slots, its keys and values): for every environment of the batch, stopping early."""
     observation = place.observation(policy)
     hidden, kv = read_observation(policy, params, ring, prefix, place, observation, image_tokens)
@@ -51,13 +51,13 @@ def take_turn(
 
 
 def read_observation(
-    policy: Policy, params: Params, ring: Ring, prefix: ByLayer, place: Place, observation: Observation,
-    image_tokens: jax.Array,
-) -> tuple[jax.Array, ByLayer]:  # fmt: skip
+    policy: Policy, params: Params, ring: Ring, prefix: list[KeyValue], place: Place,
+    observation: Observation, image_tokens: jax.Array,
+) -> tuple[jax.Array, list[KeyValue]]:  # fmt: skip
     """(hidden state [B, D] at the prompt's last token, keys and values [B, K, S, H] by layer of the turn so far)."""
     length, budget = policy.chat.num_observation_tokens, policy.chat.max_answer_tokens
     x = policy.embed_observation(params, observation, image_tokens)
-    positions = place.position[:, None] + jnp.maximum(jnp.cumsum(observation.valid, axis=-1) - 1, 0)
+    positions = policy.positions(place.position, observation.valid)
     causal = jnp.tril(jnp.ones((length, length), bool))[None] & observation.valid[:, None, :]
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, past: tuple[KeyValue, KeyValue]):
@@ -66,13 +66,8 @@ def read_observation(
         out = attend_parts(q, [*_past_parts(past, ring, q.shape[1]), (kv, seen)])
         return out, jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, budget), (0, 0))), kv)
 
-    hidden, kv = policy.model.decode(params, x, positions, by_layer(prefix, ring.kv), attend, lambda x: x[:, -1:])
+    hidden, kv = policy.model.decode(params, x, positions, list(zip(prefix, ring.kv)), attend, lambda x: x[:, -1:])
     return hidden[:, 0], kv
-
-
-def by_layer(*parts: ByLayer) -> ByLayer:
-    """What each layer is given of several things kept by layer: a tuple of its shares."""
-    return ByLayer(tuple(part.first for part in parts), tuple(part.last for part in parts))
 
 
 def _past_parts(past: tuple[KeyValue, KeyValue], ring: Ring, length: int):
@@ -83,7 +78,7 @@ def _past_parts(past: tuple[KeyValue, KeyValue], ring: Ring, length: int):
     return [(start, everywhere), (turns, jnp.broadcast_to(ring.valid[:, None, :], (batch, length, slots)))]
 
 
-def _start(policy: Policy, hidden: jax.Array, kv: ByLayer) -> _Decoding:
+def _start(policy: Policy, hidden: jax.Array, kv: list[KeyValue]) -> _Decoding:
     batch, budget = len(hidden), policy.chat.max_answer_tokens
     nothing = jnp.zeros((batch, budget), jnp.int32)
     answer = Answer(nothing, nothing.astype(bool), nothing.astype(jnp.float32), nothing, hidden)
@@ -119,13 +114,13 @@ def first_maximum(x: jax.Array) -> jax.Array:
 
 
 def _feed(
-    policy: Policy, params: Params, state: _Decoding, ids: jax.Array, ring: Ring, prefix: ByLayer, place: Place,
+    policy: Policy, params: Params, state: _Decoding, ids: jax.Array, ring: Ring, prefix: list[KeyValue], place: Place,
     observation: Observation,
 ) -> _Decoding:  # fmt: skip
     """The state after the tokens just drawn have been read; also the last one, which the next turns look at."""
     slot = policy.chat.num_observation_tokens + state.index
     valid = jnp.concatenate([observation.valid, state.answer.valid], axis=-1)
-    position = place.position + jnp.maximum(jnp.sum(valid, axis=-1) - 1, 0)
+    positions = jax.lax.dynamic_slice_in_dim(policy.positions(place.position, valid), slot, 1, axis=1)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, kept):
         *past, kv = kept
@@ -134,5 +129,5 @@ def _feed(
         return attend_parts(q, [*_past_parts(tuple(past), ring, 1), (kv, valid[:, None, :])]), kv
 
     x = policy.model.embed(params, ids)[:, None, :]
-    hidden, kv = policy.model.decode(params, x, position[:, None], by_layer(prefix, ring.kv, state.kv), attend)
+    hidden, kv = policy.model.decode(params, x, positions, list(zip(prefix, ring.kv, state.kv)), attend)
     return state._replace(index=state.index + 1, hidden=hidden[:, 0], kv=kv)

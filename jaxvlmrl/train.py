@@ -4,6 +4,7 @@ A config becomes phases, a phase becomes one compiled update, and updates follow
 command again goes on where the last checkpoint stands; a finished run says its summary.
 """
 
+import dataclasses
 import signal
 import sys
 import time
@@ -18,11 +19,12 @@ from absl import flags
 from tqdm import tqdm
 
 from jaxvlmrl import command_line, held_out
-from jaxvlmrl.building import ORDER, Phase, make_phases, make_policy
+from jaxvlmrl.adapters import split
+from jaxvlmrl.building import ORDER, Phase, first_params, make_phases, make_policy
 from jaxvlmrl.config import Config
 from jaxvlmrl.episodes import Evaluator, summarise
 from jaxvlmrl.models.layers import Params
-from jaxvlmrl.runs import Position, Run, read_policy, this_machine
+from jaxvlmrl.runs import Position, Run, this_machine
 from jaxvlmrl.watchdog import Watchdog
 
 Row = dict[str, Any]  # plain numbers and names
@@ -32,7 +34,7 @@ class Progress(NamedTuple):
     """Between updates: all that a run is, but for its phase's own state."""
 
     position: Position
-    best: Params  # the policy that did best on validation; the next phase starts from it
+    best: Params  # what is trained of the policy that did best on validation; the next phase starts from it
     before: Params  # the one this phase started from
 
 
@@ -50,13 +52,13 @@ def train(config: Config, folder: Path, started: float) -> dict[str, Any]:
     """The whole run; returns its summary, which is also in summary.json. `started`: since when the clock runs."""
     policy = make_policy(config)
     phases = make_phases(config, policy)
-    first = jax.jit(policy.model.init)(jax.random.key(config.seed))
-    if config.start_from and not (folder / "checkpoints").exists():
-        first = read_policy(Path(config.start_from), first)
+    is_begun = (folder / "checkpoints").exists() and config.tuning.trains_all  # then its own checkpoint says it all
+    start = dataclasses.replace(config, start_from="") if is_begun else config
+    first, frozen = split(first_params(start), config.tuning)
     with Run(folder, config) as run:
         if (summary := run.summary()) is not None:
             return summary
-        evaluator = Evaluator(policy, config.env_params, config.evaluation.batch)
+        evaluator = Evaluator(policy, config.env_params, config.evaluation.batch, frozen)
         position = run.last() or Position()
         run.cut(position.row)
         progress = Progress(position, first, first)
@@ -88,13 +90,14 @@ class Loop(NamedTuple):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), ORDER), index)
         state, progress = self.enter(index, phase, progress, key)
         compile_started = time.time()
-        step = phase.compile(state)
+        frozen = self.evaluator.frozen
+        step = phase.compile(state, frozen)
         say(f"{phase.name}: train_step compiled once, in {time.time() - compile_started:.1f} s")
         first, total = progress.position.update, phase.num_updates
         with tqdm(total=total, initial=first, desc=phase.name, disable=None, dynamic_ncols=True) as bar:
             for update in range(first, total):
                 update_started = time.time()
-                state, metrics = step(state, jax.random.fold_in(key, update), jnp.int32(update))
+                state, metrics = step(state, frozen, jax.random.fold_in(key, update), jnp.int32(update))
                 row = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 progress, row = self.note(phase, progress, state.policy, row, time.time() - update_started)
                 tell(bar, phase, progress.position, row, self.watchdog.look(row))

@@ -11,6 +11,7 @@ from envs_jax.environment import Params as EnvParams
 from envs_jax.environment import State
 from envs_jax.wrappers import AutoReset
 from jaxvlmrl import packed, rollout
+from jaxvlmrl.adapters import joined
 from jaxvlmrl.algorithms.masking import masked_mean
 from jaxvlmrl.algorithms.vl_dac import VLDAC, Steps
 from jaxvlmrl.conversation import Turns
@@ -25,7 +26,7 @@ Metrics = dict[str, jax.Array]
 class Learner(NamedTuple):
     """Everything an update changes."""
 
-    policy: Params
+    policy: Params  # what of it is trained; the rest is given to every update as `frozen`
     critic: Params
     reference: Params  # the policy at the start of RL
     policy_optimizer: Any
@@ -74,6 +75,7 @@ class ActorCritic:
     epochs: int
     minibatches: int
     microbatches: int  # a minibatch's gradient is gathered in so many parts
+    envs_at_once: int  # in a rollout; 0 for all
     old_log_prob: str  # "sampler" or "recomputed"
 
     def init(self, params: Params, env_params: EnvParams, key: jax.Array) -> Learner:
@@ -87,21 +89,21 @@ class ActorCritic:
         return Learner(params, critic, jax.tree.map(jnp.copy, params), *optimizers, session)
 
     def step(
-        self, learner: Learner, env_params: EnvParams, key: jax.Array, index: jax.Array
+        self, learner: Learner, frozen: Params, env_params: EnvParams, key: jax.Array, index: jax.Array
     ) -> tuple[Learner, Metrics]:
         """Update `index` of the phase: one rollout and all the learning from it."""
         play_key, shuffle_key = jax.random.split(key)
-        trajectory, session = rollout.play(
-            self.policy, learner.policy, self.env, env_params, learner.session, play_key, self.num_turns,
-            read_final=self.critic.reads_hidden,
+        trajectory, session = rollout.play_in_parts(
+            self.policy, joined(learner.policy, frozen), self.env, env_params, learner.session, play_key, self.num_turns,
+            self.envs_at_once, read_final=self.critic.reads_hidden,
         )  # fmt: skip
         value, final_value = self.judge(learner.critic, trajectory, session)
         advantage, returns = self.algorithm.advantages(
             trajectory.reward, value, final_value, trajectory.terminated, trajectory.truncated
         )
-        rows = self.rows(learner, trajectory, advantage, returns, value[:-1])
+        rows = self.rows(learner, frozen, trajectory, advantage, returns, value[:-1])
         when = When(index < self.algorithm.warmup_updates, index / self.num_updates)
-        learner, learned = self.learn(learner._replace(session=session), rows, shuffle_key, when)
+        learner, learned = self.learn(learner._replace(session=session), frozen, rows, shuffle_key, when)
         residual = jnp.var(returns - value[:-1]) / jnp.maximum(jnp.var(returns), 1e-8)
         return learner, learned | played(self.policy, trajectory) | {"value/explained_variance": 1 - residual}
 
@@ -117,8 +119,9 @@ class ActorCritic:
         return jax.lax.map(value_of, seen), jax.lax.map(if_cut, (trajectory.final_state, trajectory.truncated))
 
     def rows(
-        self, learner: Learner, trajectory: Trajectory, advantage: jax.Array, returns: jax.Array, value: jax.Array
-    ) -> Rows:
+        self, learner: Learner, frozen: Params, trajectory: Trajectory, advantage: jax.Array, returns: jax.Array,
+        value: jax.Array,
+    ) -> Rows:  # fmt: skip
         past = learner.session
         join = lambda old, new: jnp.swapaxes(jnp.concatenate([old, new]), 0, 1)
         valid, log_probs = batch_major((trajectory.turns.answer_valid, trajectory.log_probs))
@@ -131,9 +134,9 @@ class ActorCritic:
             steps,
         )
         if self.old_log_prob == "recomputed":
-            steps = steps._replace(old_log_prob=self.log_probs(learner.policy, rows))
+            steps = steps._replace(old_log_prob=self.log_probs(joined(learner.policy, frozen), rows))
         if self.algorithm.kl_coef:
-            steps = steps._replace(ref_log_prob=self.log_probs(learner.reference, rows))
+            steps = steps._replace(ref_log_prob=self.log_probs(joined(learner.reference, frozen), rows))
         return rows._replace(steps=steps)
 
     def log_probs(self, params: Params, rows: Rows) -> jax.Array:
@@ -149,13 +152,13 @@ class ActorCritic:
         image_tokens = self.policy.model.image_tokens(params, images)
         pass_ = packed.forward(self.policy, params, rows.turns, image_tokens, self.policy.prefix(params))
         trained = lambda x: x[:, self.policy.window - 1 :]
-        distribution = self.policy.next_token(params, trained(pass_.answer_hidden), rows.grammar_states)
-        log_probs = distribution.of(trained(rows.turns.answer_ids))
-        return Thoughts(log_probs, distribution.entropy(), trained(pass_.prompt_hidden), trained(images))
+        ids = trained(rows.turns.answer_ids)
+        judged = self.policy.judge_tokens(params, trained(pass_.answer_hidden), ids, rows.grammar_states)
+        return Thoughts(judged.log_prob, judged.entropy, trained(pass_.prompt_hidden), trained(images))
 
-    def loss(self, params: tuple[Params, Params], rows: Rows, when: When) -> tuple[jax.Array, Metrics]:
+    def loss(self, params: tuple[Params, Params], frozen: Params, rows: Rows, when: When) -> tuple[jax.Array, Metrics]:
         policy, critic = params
-        log_prob, entropy, prompt_hidden, images = self.think(policy, rows)
+        log_prob, entropy, prompt_hidden, images = self.think(joined(policy, frozen), rows)
         value = self.critic.value(critic, prompt_hidden if self.critic.reads_hidden else images)
         flat = lambda x: x.reshape(-1, *x.shape[2:])
         steps = jax.tree.map(flat, rows.steps)
@@ -167,7 +170,9 @@ class ActorCritic:
         metrics |= {"policy/entropy": loss.entropy, "policy/clip_fraction": loss.clip_fraction, "ratio/gap": gap}
         return loss.total, metrics
 
-    def learn(self, learner: Learner, rows: Rows, key: jax.Array, when: When) -> tuple[Learner, Metrics]:
+    def learn(
+        self, learner: Learner, frozen: Params, rows: Rows, key: jax.Array, when: When
+    ) -> tuple[Learner, Metrics]:
         """All epochs over a rollout; minibatches are of whole environments, shuffled anew in every epoch."""
         batch = rows.grammar_states.shape[0]
         orders = jax.vmap(lambda k: jax.random.permutation(k, batch))(jax.random.split(key, self.epochs))
@@ -177,7 +182,8 @@ class ActorCritic:
             params = (learner.policy, learner.critic)
 
             def part(total: tuple[Params, Params], some: jax.Array) -> tuple[tuple[Params, Params], Metrics]:
-                grads, metrics = jax.grad(self.loss, has_aux=True)(params, jax.tree.map(lambda x: x[some], rows), when)
+                of_part = jax.tree.map(lambda x: x[some], rows)
+                grads, metrics = jax.grad(self.loss, has_aux=True)(params, frozen, of_part, when)
                 return jax.tree.map(jnp.add, total, grads), metrics
 
             total, metrics = jax.lax.scan(part, jax.tree.map(jnp.zeros_like, params), order)

@@ -8,18 +8,23 @@ import jax.numpy as jnp
 from envs_jax import GridWalker
 from envs_jax.grid_walker.grid_walker import Params
 from jaxvlmrl import building
-from jaxvlmrl.config import Config, Conversation, RLPhase
+from jaxvlmrl.config import Config, Conversation, Model, RLPhase
 from jaxvlmrl.models.critics import Critic
+from jaxvlmrl.models.smolvlm import SmolVLM
 from jaxvlmrl.update import ActorCritic
 
 BATCH = 4
 
 
-def make_config(window: int = 4, constrained: bool = True, max_turns: int = 5, num_turns: int = 6) -> Config:
+def make_config(
+    window: int = 4, constrained: bool = True, max_turns: int = 5, num_turns: int = 6, model: Model | None = None,
+    tokens_at_once: int = 0,
+) -> Config:  # fmt: skip
     return Config(
         env=GridWalker(),
         env_params=Params(max_turns=max_turns),
-        conversation=Conversation(window=window, constrained=constrained),
+        model=model or SmolVLM(),
+        conversation=Conversation(window=window, constrained=constrained, tokens_at_once=tokens_at_once),
         rl=RLPhase(num_updates=4, num_envs=BATCH, num_turns=num_turns, minibatches=2, microbatches=1, epochs=1),
     )
 
@@ -33,7 +38,10 @@ def make_actor_critic(config: Config, critic: Critic | None = None) -> tuple[Act
 
 def sharpened(params: dict, factor: float = 20.0) -> dict:
     """Parameters of a model that is sure of what it says: rounding errors show."""
-    return params | {"lm_head": params["lm_head"] * factor}
+    if "lm_head" in params:
+        return params | {"lm_head": params["lm_head"] * factor}
+    text = params["text_model"]  # a tied head: what is embedded is normalised by the first layer anyway
+    return params | {"text_model": text | {"embed_tokens": text["embed_tokens"] * factor}}
 
 
 def fresh(config: Config) -> dict:

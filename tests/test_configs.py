@@ -8,6 +8,7 @@ import pytest
 
 from jaxvlmrl import command_line, runs, train
 from jaxvlmrl.building import make_policy
+from jaxvlmrl.config import ConfigError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -23,7 +24,11 @@ def test_config_builds(name: str):
     assert f"python -m jaxvlmrl.train --config=configs/{name}.py" in (module.__doc__ or ""), "say the command"
     config = module.get_config()
     config.check()
-    make_policy(config)
+    if config.conversation.tokenizer == "tiny":
+        make_policy(config)
+    elif config.conversation.tokenizer == "weights":
+        with pytest.raises(ConfigError, match=r"--config\.model\.weights=FOLDER"):
+            make_policy(config)
 
 
 SLOW = ("gridwalker_best",)

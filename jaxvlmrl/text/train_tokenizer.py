@@ -1,4 +1,4 @@
-"""Makes the tiny model's tokenizer: `python -m jaxvlmrl.text.train_tokenizer` writes data/tiny/tokenizer.json.
+"""Makes the tiny model's tokenizer: `python -m jaxvlmrl.text.train_tokenizer` writes data/tokenizer.json.
 
 Byte-level BPE of a few hundred entries with SmolLM2's pre-tokeniser (single digits, then GPT-2's pattern), trained on the
 project's own prompts and answers, with SmolVLM's special tokens.
@@ -47,9 +47,8 @@ def train() -> Tokenizer:
     return tokenizer
 
 
-def main(folder: Path = TINY) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    train().save(str(folder / "tokenizer.json"))
+def main(path: Path = TINY) -> None:
+    train().save(str(path))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,52 @@
+"""Records what transformers says of small random models: `python -m tests.record_models` writes tests/data/models.
+
+Needs the extra `parity`. The weights are kept in the precision they are used in, so that they load to the bit.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from jaxvlmrl.models import weights
+from tests.models import OVERRIDES, QWEN, SMOLVLM, conversation
+from tests.test_models_parity import CLASSES, their_inputs
+
+DATA = Path(__file__).parent / "data" / "models"
+
+
+def main() -> None:
+    for family, fields in (("smolvlm", SMOLVLM), ("qwen3_vl", QWEN)):
+        config_class, model_class, _ = CLASSES[family]
+        torch.manual_seed(1)
+        theirs = model_class._from_config(config_class(**fields), attn_implementation="eager").eval()
+        with torch.no_grad():
+            for name, parameter in theirs.named_parameters():
+                centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+                parameter.copy_(centre + 0.2 * torch.randn_like(parameter))
+        theirs.tie_weights()
+        theirs.save_pretrained(DATA / family)
+        (DATA / family / "generation_config.json").unlink(missing_ok=True)
+        model = weights.read_model(DATA / family, **OVERRIDES[family])
+        ids, images = conversation(family, model.num_image_tokens)
+        seen = []
+        last = theirs.model.connector if family == "smolvlm" else theirs.model.visual.merger
+        last.register_forward_hook(lambda _, __, out, seen=seen: seen.append(out.numpy().copy()))
+        with torch.no_grad():
+            inputs = their_inputs(family, model, ids, images)
+            logits = theirs(**inputs).logits.numpy()
+            theirs.generation_config.eos_token_id = None
+            whole = theirs.generate(**inputs, max_new_tokens=64, do_sample=False)
+        np.savez_compressed(
+            DATA / family / "golden.npz",
+            ids=ids,
+            logits=logits,
+            image_tokens=seen[0].reshape(3, model.num_image_tokens, -1),
+            generated=whole[0, ids.shape[1] :].numpy(),
+        )
+    print(f"recorded with transformers {transformers.__version__}, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()
