@@ -10,22 +10,15 @@ import torch
 import transformers
 
 from jaxvlmrl.models import weights
-from tests.models import OVERRIDES, QWEN, SMOLVLM, conversation
-from tests.test_models_parity import CLASSES, their_inputs
+from tests.models import OVERRIDES, conversation
+from tests.test_models_parity import FAMILIES, random_model, their_inputs
 
 DATA = Path(__file__).parent / "data" / "models"
 
 
 def main() -> None:
-    for family, fields in (("smolvlm", SMOLVLM), ("qwen3_vl", QWEN)):
-        config_class, model_class, _ = CLASSES[family]
-        torch.manual_seed(1)
-        theirs = model_class._from_config(config_class(**fields), attn_implementation="eager").eval()
-        with torch.no_grad():
-            for name, parameter in theirs.named_parameters():
-                centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-                parameter.copy_(centre + 0.2 * torch.randn_like(parameter))
-        theirs.tie_weights()
+    for family in FAMILIES:
+        theirs = random_model(family, seed=1)
         theirs.save_pretrained(DATA / family)
         (DATA / family / "generation_config.json").unlink(missing_ok=True)
         model = weights.read_model(DATA / family, **OVERRIDES[family])

@@ -36,18 +36,24 @@ CLASSES = {
 }
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    """(family, their model, its folder, our model, our parameters)."""
-    family = request.param
+def random_model(family: str, seed: int) -> Any:
+    """A small model of transformers with every parameter random."""
     config_class, model_class, fields = CLASSES[family]
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     theirs = model_class._from_config(config_class(**fields), attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             parameter.copy_(centre + 0.2 * torch.randn_like(parameter))
     theirs.tie_weights()
+    return theirs
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """(family, their model, its folder, our model, our parameters)."""
+    family = request.param
+    theirs = random_model(family, seed=0)
     folder = tmp_path_factory.mktemp(family)
     theirs.save_pretrained(folder)
     model = weights.read_model(folder, **OVERRIDES[family])
