@@ -37,7 +37,7 @@ def open_gguf(path: Path) -> Any:
 
 
 def field_of(reader: Any, name: str) -> Any:
-    found = reader.getfield_of(name)
+    found = reader.get_field(name)
     if found is None:
         raise GGUFError(f"the GGUF file does not say {name}")
     return found.contents()
