@@ -50,8 +50,8 @@ def ours(model: LanguageModel, params: Params, ids: np.ndarray) -> Callable[[], 
 def theirs(model: LanguageModel, params: Params, ids: np.ndarray, folder: Path) -> Callable[[], np.ndarray] | None:
     """transformers' generate with the same weights, by way of an exported folder."""
     try:
-        import torch
-        from transformers import AutoModelForCausalLM
+        import torch  # pyright: ignore[reportMissingImports]
+        from transformers import AutoModelForCausalLM  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     from jaxvlmrl.models import weights
@@ -94,7 +94,7 @@ def main(_: list[str]) -> None:
         f"memory is read at {rate / 1e9:.1f} GB/s, the weights are {size / 1e6:.0f} MB: {rate / size:.1f} steps/s at most"
     )
     rows = []
-    for batch in map(int, BATCHES.value):
+    for batch in [int(text) for text in BATCHES.value or []]:
         ids = np.random.default_rng(0).integers(100, 40000, (batch, LENGTH.value)).astype(np.int32)
         runs = {"ours": ours(model, params, ids), "transformers": theirs(model, params, ids, folder)}
         runs = {name: run for name, run in runs.items() if run is not None}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxvlmrl import runs
-from jaxvlmrl.building import make_policy, whole_params
+from jaxvlmrl.building import image_shape, make_policy, whole_params
 from jaxvlmrl.config import Config
 from jaxvlmrl.conversation import Place, Ring
 from jaxvlmrl.models.layers import Params
@@ -55,7 +55,7 @@ class Actor:
 
         Raises ValueError for a picture of another shape or type.
         """
-        shape = (*self.policy.model.image_shape, 3)
+        shape = (*image_shape(self.config), 3)
         if np.shape(image) != shape or np.asarray(image).dtype != np.uint8:
             found = f"{np.shape(image)} {np.asarray(image).dtype}"
             raise ValueError(f"the policy looks at uint8 pictures of shape {shape}, not {found}")

@@ -6,6 +6,7 @@ not; only the former has gradients, optimiser state and checkpoints. Source: Hu 
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import jax
@@ -42,15 +43,13 @@ def _matches(patterns: tuple[str, ...], path: str) -> bool:
 def add(params: Params, tuning: Tuning, key: jax.Array) -> Params:
     """The parameters with fresh adapters, which change nothing yet: B is zero.
 
-    Raises ValueError for a pattern that names no linear layer.
+    Raises ValueError for a pattern that names nothing, and where nothing would be trained.
     """
     leaves = by_path(params)
     linear = {path.removesuffix("/kernel"): leaf for path, leaf in leaves.items() if path.endswith("/kernel")}
-    for pattern in tuning.lora:
-        if not any(re.fullmatch(pattern, path) for path in linear):
-            raise ValueError(
-                f"config.tuning.lora names {pattern}, which is no linear layer; there are {', '.join(linear)}"
-            )
+    modules = {path.rpartition("/")[0] for path in leaves}
+    check_patterns("lora", tuning.lora, linear)
+    check_patterns("frozen", tuning.frozen, [*leaves, *modules])
     for index, (path, kernel) in enumerate(linear.items()):
         if _matches(tuning.lora, path):
             *stack, fan_in, fan_out = kernel.shape
@@ -72,6 +71,32 @@ def is_trained(tuning: Tuning, path: str) -> bool:
     if leaf == "kernel" and _matches(tuning.lora, module):
         return False
     return not (_matches(tuning.frozen, module) or _matches(tuning.frozen, path))
+
+
+def check_patterns(field: str, patterns: tuple[str, ...], paths: Iterable[str]) -> None:
+    """Raises ValueError for a pattern that matches no path."""
+    paths = list(paths)
+    for pattern in patterns:
+        try:
+            found = any(re.fullmatch(pattern, path) for path in paths)
+        except re.error as error:
+            raise ValueError(f"config.tuning.{field} has the pattern {pattern}, which is none: {error}") from error
+        if not found:
+            what = "linear layer" if field == "lora" else "parameter"
+            raise ValueError(f"config.tuning.{field} names {pattern}, which is no {what}; there are {', '.join(paths)}")
+
+
+def prepared(params: Params, tuning: Tuning, frozen_dtype: str, key: jax.Array) -> Params:
+    """As a run keeps them: with adapters, what is trained in float32, what is not in `frozen_dtype`.
+
+    Raises ValueError for patterns that name nothing, and where nothing would be trained.
+    """
+    leaves = by_path(add(params, tuning, key))
+    trained = {path for path in leaves if is_trained(tuning, path)}
+    if not trained:
+        raise ValueError("config.tuning leaves nothing to train")
+    fixed = lambda path: path in trained or path.endswith("/lora_scale")
+    return from_paths({path: x.astype("float32" if fixed(path) else frozen_dtype) for path, x in leaves.items()})
 
 
 def split(params: Params, tuning: Tuning) -> tuple[Params, Params]:

@@ -63,7 +63,7 @@ def make_policy(config: Config) -> Policy:
         for action in env.actions():
             chat.answer_ids(env.answer_text(action))
         longest = len(chat.prefix_ids) + turns * chat.tokens_per_turn + 0 * chat.image_slot
-    except (FileNotFoundError, TypeError, ValueError) as error:
+    except (FileNotFoundError, KeyError, IndexError, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
     if longest > config.model.text.max_positions:
         limit = config.model.text.max_positions
@@ -90,7 +90,20 @@ def first_params(config: Config) -> Params:
                 raise ConfigError(f"the policy in {config.start_from} is of another model than config.model")
         else:
             params = pretrained.initial(config.model, key)
-        return adapters.add(params, config.tuning, jax.random.fold_in(key, ADAPTERS))
+        adapter_key = jax.random.fold_in(key, ADAPTERS)
+        return adapters.prepared(params, config.tuning, config.model.param_dtype, adapter_key)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def abstract_params(config: Config) -> Params:
+    """The shapes and types of `first_params`, without allocating."""
+
+    def make(key: jax.Array) -> Params:
+        return adapters.prepared(config.model.init(key), config.tuning, config.model.param_dtype, key)
+
+    try:
+        return jax.eval_shape(make, jax.random.key(0))
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -98,9 +111,7 @@ def first_params(config: Config) -> Params:
 def whole_params(folder: Path) -> Params:
     """A run's best policy, with what was never trained in it. Raises `ConfigError` where there is none."""
     config = runs.read_config(folder)
-    key = jax.random.key(config.seed)
-    like = jax.eval_shape(lambda: adapters.add(config.model.init(key), config.tuning, key))
-    trained = runs.read_policy(folder, adapters.split(like, config.tuning)[0])
+    trained = runs.read_policy(folder, adapters.split(abstract_params(config), config.tuning)[0])
     if config.tuning.trains_all:
         return trained
     return adapters.joined(trained, adapters.split(first_params(config), config.tuning)[1])

@@ -40,8 +40,8 @@ class Conversation:
     max_answer_tokens: int = 6
     constrained: bool = False  # only canonical answers can be sampled
     temperature: float = 1.0
-    top_k: int = 0  # only the k likeliest tokens can be drawn; 0 for all. Not in reinforcement learning
-    top_p: float = 1.0  # only the likeliest that together have this probability. Not in reinforcement learning
+    top_k: int = 0  # only the k likeliest tokens can be drawn; 0 for all. Not in training
+    top_p: float = 1.0  # only the likeliest that together have this probability. Not in training
     tokens_at_once: int = 0  # of a vocabulary's log-probs in training, for memory; 0 for all of a minibatch's part
 
 
@@ -161,9 +161,9 @@ class Config:
         talk = self.conversation
         if talk.top_k < 0 or talk.tokens_at_once < 0 or not 0 < talk.top_p <= 1:
             raise ConfigError("config.conversation.top_k and tokens_at_once must be at least 0, and 0 < top_p <= 1")
-        if self.rl.num_updates and (talk.top_k or talk.top_p < 1):
-            raise ConfigError("config.conversation.top_k and top_p cannot be used in reinforcement learning: a token that "
-                              "the policy no longer draws would have no ratio")  # fmt: skip
+        if talk.top_k or talk.top_p < 1:
+            raise ConfigError("config.conversation.top_k and top_p cannot be used in training: a token that the policy does "
+                              "not draw would have no probability to learn from")  # fmt: skip
         if not 0 <= self.tuning.dropout < 1 or self.tuning.rank < 1:
             raise ConfigError("config.tuning.dropout must be at least 0 and below 1, and rank at least 1")
         if self.tuning.dropout and self.rl.num_updates:

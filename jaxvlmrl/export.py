@@ -15,6 +15,7 @@ from jaxvlmrl import acting, adapters, command_line
 from jaxvlmrl.acting import Actor
 from jaxvlmrl.config import ConfigError
 from jaxvlmrl.models import peft_format, weights
+from jaxvlmrl.models.paths import by_path
 from jaxvlmrl.models.weights import WeightsError
 
 PASSED_ON = ("preprocessor_config.json", "processor_config.json", "chat_template.jinja", "generation_config.json")
@@ -39,6 +40,16 @@ def export(actor: Actor, folder: Path) -> None:
             shutil.copy(source / name, folder)
 
 
+def check_adapters(actor: Actor) -> None:
+    """Raises `ConfigError` where a policy is more than the published model with adapters."""
+    trained = by_path(adapters.split(actor.params, actor.config.tuning)[0])
+    others = [path for path in trained if not path.endswith(("/lora_a", "/lora_b"))]
+    if actor.config.tuning.lora and others:
+        raise ConfigError(f"{others[0]} was trained too: adapters alone are not the policy, export the whole of it")
+    if actor.config.start_from:
+        raise ConfigError("the run started from another run: its adapters do not sit on the published model")
+
+
 def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("checkpoint", None, "a run directory", flag_values=values)
     flags.DEFINE_string("to", None, "a folder that is not there yet, or empty", flag_values=values)
@@ -58,6 +69,7 @@ def main(argv: list[str]) -> int:
     actor = acting.load_policy(given["checkpoint"])
     try:
         if given["adapters"]:
+            check_adapters(actor)
             peft_format.export_adapters(actor.policy.model, actor.params, folder)
         else:
             export(actor, folder)

@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from jaxvlmrl import adapters, command_line
-from jaxvlmrl.building import Phase, make_phases, make_policy
+from jaxvlmrl.building import Phase, abstract_params, make_phases, make_policy
 from jaxvlmrl.config import Config
 from jaxvlmrl.conversation import Ring
 from jaxvlmrl.models.paths import by_path
@@ -24,6 +24,7 @@ GIB = 1 << 30
 KNOBS = {
     "frozen parameters": "--config.model.param_dtype=bfloat16",
     "trained parameters": "--config.tuning.lora (adapters only) or config.tuning.frozen",
+    "best and first policy": "--config.tuning.lora (adapters only) or config.tuning.frozen",
     "the rest of the state": "--config.tuning.lora or config.tuning.frozen: the optimiser keeps twice what is trained",
     "keys and values": "a smaller config.rl.envs_at_once or config.conversation.window",
     "logits": "a smaller config.conversation.tokens_at_once",
@@ -66,17 +67,6 @@ def count(tree: Any) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-def abstract_params(config: Config) -> Any:
-    """Shapes of all parameters, adapters included, in the types a run keeps them in."""
-
-    def make() -> Any:
-        key = jax.random.key(0)
-        params = jax.tree.map(lambda x: x.astype(config.model.param_dtype), config.model.init(key))
-        return adapters.add(params, config.tuning, key)
-
-    return jax.eval_shape(make)
-
-
 def plans(config: Config, is_compiled: bool) -> list[Plan]:
     """One plan a phase."""
     policy = make_policy(config)
@@ -90,6 +80,7 @@ def plan(config: Config, policy: Policy, phase: Phase, is_compiled: bool) -> Pla
     needs = [
         Need("trained parameters", size(trained), f"{count(trained):,}"),
         Need("frozen parameters", size(frozen), f"{count(frozen):,}"),
+        Need("best and first policy", 2 * size(trained), "kept beside the one that learns"),
         Need("the rest of the state", size(state) - size(trained), "optimiser, critic, reference, environments"),
         Need("keys and values", *_ring(config, policy, phase), is_within=True),
         Need("logits", *_logits(config, phase), is_within=True),

@@ -52,7 +52,8 @@ def train(config: Config, folder: Path, started: float) -> dict[str, Any]:
     """The whole run; returns its summary, which is also in summary.json. `started`: since when the clock runs."""
     policy = make_policy(config)
     phases = make_phases(config, policy)
-    is_begun = (folder / "checkpoints").exists() and config.tuning.trains_all  # then its own checkpoint says it all
+    saved = [path for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
+    is_begun = bool(saved) and config.tuning.trains_all  # then its own checkpoint says it all
     start = dataclasses.replace(config, start_from="") if is_begun else config
     first, frozen = split(first_params(start), config.tuning)
     with Run(folder, config) as run:

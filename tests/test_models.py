@@ -188,3 +188,17 @@ def test_dropout_drops_what_adapters_read(recorded):
 def test_a_pattern_that_names_nothing_is_refused(recorded):
     with pytest.raises(ValueError, match="no linear layer"):
         adapters.add(recorded[3], Tuning(lora=("text_model/layers/z_proj",)), jax.random.key(0))
+    with pytest.raises(ValueError, match="no parameter"):
+        adapters.add(recorded[3], Tuning(frozen=("vision_modle/.*",)), jax.random.key(0))
+    with pytest.raises(ValueError, match="which is none"):
+        adapters.add(recorded[3], Tuning(lora=("(",)), jax.random.key(0))
+    with pytest.raises(ValueError, match="nothing to train"):
+        adapters.prepared(recorded[3], Tuning(frozen=(".*",)), "float32", jax.random.key(0))
+
+
+def test_what_is_trained_is_kept_in_float32(recorded):
+    prepared = adapters.prepared(recorded[3], LORA, "bfloat16", jax.random.key(0))
+    trained, frozen = adapters.split(prepared, LORA)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(trained)} == {"float32"}
+    kinds = {path.rpartition("/")[2]: leaf.dtype.name for path, leaf in by_path(frozen).items()}
+    assert (kinds["kernel"], kinds["lora_scale"]) == ("bfloat16", "float32")

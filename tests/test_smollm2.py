@@ -81,7 +81,7 @@ def test_it_becomes_the_decoder_under_new_eyes(loaded):
     embedding = np.asarray(params["text_model"]["embed_tokens"])
     grown = np.asarray(found["text_model"]["embed_tokens"])
     np.testing.assert_array_equal(grown[:49152], embedding)
-    np.testing.assert_allclose(grown[49152:], np.broadcast_to(embedding.mean(0), (128, 576)), atol=1e-6)
+    np.testing.assert_allclose(grown[49152:], np.broadcast_to(embedding.mean(0), (128, 576)), atol=1e-5)
     np.testing.assert_array_equal(np.asarray(found["lm_head"]), grown.T)
     assert found.keys() == model.init(jax.random.key(0)).keys()
     narrow = dataclasses.replace(model, text=dataclasses.replace(model.text, width=512))

@@ -89,6 +89,7 @@ class LanguageModel:
 
     text: TextConfig = field(default_factory=TextConfig)
     dtype: str = field(default="float32", metadata={"choices": ("float32", "bfloat16")})  # of activations
+    # of parameters that are not trained; those that are stay in float32
     param_dtype: str = field(default="float32", metadata={"choices": ("float32", "bfloat16")})
     remat: bool = False  # layers are computed again in the backward pass, for memory
     # to start from: a Hugging Face folder, or "smollm2" or a .gguf file for the decoder; else random ones

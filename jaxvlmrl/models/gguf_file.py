@@ -62,7 +62,10 @@ def load(path: Path, dtype: str = "float32") -> tuple[LanguageModel, Params]:
     def read(name: str) -> np.ndarray:
         if name not in stored:
             raise WeightsError(f"{path} has no tensor {name}")
-        return np.asarray(dequantize(stored[name].data, stored[name].tensor_type), np.float32)
+        try:
+            return np.asarray(dequantize(stored[name].data, stored[name].tensor_type), np.float32)
+        except NotImplementedError as error:
+            raise WeightsError(f"{name} in {path} is quantised in a way that is not known") from error
 
     def of_layer(ours: str, theirs: str, index: int) -> np.ndarray:
         array = read(f"blk.{index}.{theirs}.weight")

@@ -55,10 +55,10 @@ def check_sizes(model: LanguageModel, folder: str | Path) -> None:
 def _in_words(read: Callable[[], Any], folder: str | Path) -> Any:
     try:
         return read()
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, WeightsError):
             raise
-        raise WeightsError(f"config.json in {folder} cannot be used: {error!r}") from error
+        raise WeightsError(f"the JSON in {folder} cannot be used: {error!r}") from error
 
 
 def read_json(path: Path) -> Any:
@@ -80,7 +80,7 @@ class Shards:
     def open(cls, folder: Path) -> "Shards":
         index = folder / "model.safetensors.index.json"
         if index.is_file():
-            names = sorted(set(read_json(index)["weight_map"].values()))
+            names = _in_words(lambda: sorted(set(read_json(index)["weight_map"].values())), folder)
         elif (folder / "model.safetensors").is_file():
             names = ["model.safetensors"]
         else:

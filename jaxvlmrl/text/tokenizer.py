@@ -30,7 +30,10 @@ class Tokenizer:
         path = TINY if self.folder == "tiny" else Path(self.folder) / "tokenizer.json"
         if not path.is_file():
             raise FileNotFoundError(f"there is no tokenizer.json in {self.folder}")
-        return HFTokenizer.from_file(str(path))
+        try:
+            return HFTokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ValueError(f"{path} is no tokenizer: {error}") from error
 
     def save(self, path: Path) -> None:
         """As tokenizer.json."""
