@@ -99,8 +99,8 @@ def main(_: list[str]) -> None:
         runs = {"ours": ours(model, params, ids), "transformers": theirs(model, params, ids, folder)}
         runs = {name: run for name, run in runs.items() if run is not None}
         first = {name: run() for name, run in runs.items()}
-        best = dict.fromkeys(runs, float("inf"))
-        for _ in range(REPEATS.value):
+        best = {name: float("inf") for name in runs}
+        for _round in range(REPEATS.value):
             for name, run in runs.items():
                 best[name] = min(best[name], seconds(run)[0])
         row = {"batch": batch, "bound_tokens_per_s": batch * rate / size}
