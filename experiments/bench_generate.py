@@ -59,7 +59,7 @@ def theirs(model: LanguageModel, params: Params, ids: np.ndarray, folder: Path) 
     if not (folder / "config.json").exists():
         weights.export(model, params, folder, {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2})
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    network: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     network.generation_config.eos_token_id = None
     tokens = torch.tensor(ids, dtype=torch.long)
 
