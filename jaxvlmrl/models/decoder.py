@@ -6,6 +6,7 @@ where it decodes: a loop over tokens would otherwise copy every layer's weights 
 Source: reference sheet "models", sections 2.1 and 3.2.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -181,28 +182,28 @@ class LanguageModel:
 
 
 @dataclass(unsafe_hash=True)
-class VisionLanguageModel(LanguageModel):
+class VisionLanguageModel(LanguageModel, ABC):
     """A decoder that sees: what the conversation asks of every model. A new family is a subclass in a file of its own."""
 
     resize: bool = False  # frames of another size, as the model's own image processor would; off: an error
 
     @property
+    @abstractmethod
     def image_shape(self) -> tuple[int, int]:
         """(height, width) in pixels of the pictures the model looks at."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def num_image_tokens(self) -> int:
         """I, of a picture."""
-        raise NotImplementedError
 
+    @abstractmethod
     def image_positions(self) -> tuple[np.ndarray, int]:
         """(positions [I] or [I, 3] of a picture's tokens from where it begins, how far it moves the running position)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def image_tokens(self, params: Params, images: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b I E"]:
         """What the decoder sees of pictures: I embeddings, with what DeepStack adds to later layers behind each."""
-        raise NotImplementedError
 
 
 def stack(*parts: jax.Array) -> jax.Array:
