@@ -6,7 +6,7 @@ frames that are looked at.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -85,6 +85,16 @@ class AnswerParser(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Question:
+    """Something to ask about one picture, with a closed set of answers."""
+
+    name: str
+    text: str
+    answers: tuple[str, ...]
+    answer: Callable[[State], jax.Array]  # int32 scalar, the index of the true one
+
+
 @dataclass(unsafe_hash=True)
 class TextEnvironment(Environment):
     """An environment that is played with written answers; actions are int32 scalars."""
@@ -114,6 +124,10 @@ class TextEnvironment(Environment):
     def players(self) -> dict[str, "Player"]:
         """Scripted players by name that tell an evaluation what knowing, or looking, is worth."""
         return {}
+
+    def questions(self) -> tuple[Question, ...]:
+        """What can be asked of its pictures, for lessons in perception."""
+        return ()
 
     @abstractmethod
     def answer_parser(self) -> AnswerParser:

@@ -1,5 +1,6 @@
 """From a config to the parts of a run: the policy, its environments, and the phases of training as compiled functions."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from jaxvlmrl.models import pretrained
 from jaxvlmrl.models.critics import CNNCritic
 from jaxvlmrl.models.layers import Params
 from jaxvlmrl.models.paths import by_path
+from jaxvlmrl.perception import Perception
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.text.chat import Chat
 from jaxvlmrl.text.tokenizer import Tokenizer
@@ -35,6 +37,8 @@ class Phase(NamedTuple):
     validate_every: int
     init: Callable[[Params, jax.Array], Any]  # (policy, key) -> State
     step: Callable[[Any, Params, jax.Array, jax.Array], tuple[Any, Metrics]]  # (State, frozen, key, index)
+    keeps_newest: bool = False  # validation chooses the newest policy that is not clearly worse, and not the best
+    probe: Callable[[Params], Metrics] | None = None  # whole parameters; in place of games on the validation seeds
 
     def compile(self, state: Any, frozen: Params) -> Callable[[Any, Params, jax.Array, jax.Array], tuple[Any, Metrics]]:
         """The whole update as one program that takes over the state's memory; traced and compiled once, here."""
@@ -108,13 +112,27 @@ def abstract_params(config: Config) -> Params:
         raise ConfigError(str(error)) from error
 
 
+def start_params(config: Config, folder: Path) -> tuple[Params, Params]:
+    """(what is trained, what is not) at the start of a run; one that has begun asks no other run for anything."""
+    has_begun = any(path.name.isdigit() for path in (folder / "checkpoints").glob("*"))
+    kept = runs.read_frozen(folder, adapters.split(abstract_params(config), config.tuning)[1])
+    if has_begun and (config.tuning.trains_all or kept is not None):
+        config = dataclasses.replace(config, start_from="")  # what is trained comes from its own checkpoint
+    trained, frozen = adapters.split(first_params(config), config.tuning)
+    return trained, frozen if kept is None else kept
+
+
 def whole_params(folder: Path) -> Params:
     """A run's best policy, with what was never trained in it. Raises `ConfigError` where there is none."""
     config = runs.read_config(folder)
-    trained = runs.read_policy(folder, adapters.split(abstract_params(config), config.tuning)[0])
+    trained_like, frozen_like = adapters.split(abstract_params(config), config.tuning)
+    trained = runs.read_policy(folder, trained_like)
     if config.tuning.trains_all:
         return trained
-    return adapters.joined(trained, adapters.split(first_params(config), config.tuning)[1])
+    frozen = runs.read_frozen(folder, frozen_like)
+    return adapters.joined(
+        trained, adapters.split(first_params(config), config.tuning)[1] if frozen is None else frozen
+    )
 
 
 def shapes(params: Params) -> dict[str, tuple[int, ...]]:
@@ -142,8 +160,25 @@ def make_env(config: Config) -> AutoReset:
 def make_phases(config: Config, policy: Policy) -> list[Phase]:
     """The config's phases in their order; those of 0 updates are left out."""
     env = make_env(config)
-    phases = [imitation_phase(config, policy, env), rl_phase(config, policy, env)]
+    phases = [
+        perception_phase(config, policy, env),
+        imitation_phase(config, policy, env),
+        rl_phase(config, policy, env),
+    ]
     return [phase for phase in phases if phase.num_updates]
+
+
+def perception_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
+    phase, env_params = config.perception, config.env_params
+    optimizer = phase.optimizer.make(phase.num_updates, phase.minibatches)
+    perception = Perception(policy, env, optimizer, phase.num_frames, phase.minibatches, config.tuning.dropout)
+    seeds = jnp.arange(*config.evaluation.validation, dtype=jnp.uint32)
+    return Phase(
+        "perception", phase.num_updates, phase.num_frames, phase.validate_every,
+        lambda params, key: perception.init(params),
+        lambda state, frozen, key, index: perception.step(state, frozen, env_params, key),
+        probe=jax.jit(lambda params: perception.probe(params, env_params, seeds)),
+    )  # fmt: skip
 
 
 def imitation_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
@@ -184,6 +219,7 @@ def rl_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
         "rl", phase.num_updates, phase.num_envs * phase.num_turns, phase.validate_every,
         lambda params, key: actor_critic.init(params, env_params, key),
         lambda state, frozen, key, index: actor_critic.step(state, frozen, env_params, key, index),
+        keeps_newest=True,
     )  # fmt: skip
 
 

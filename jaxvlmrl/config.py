@@ -46,6 +46,17 @@ class Conversation:
 
 
 @dataclass
+class PerceptionPhase:
+    """Questions about pictures, answered from the environment's state; 0 updates leave it out."""
+
+    num_updates: int = 0
+    num_frames: int = 256  # an update, all questions asked of each
+    minibatches: int = 4
+    validate_every: int = 25  # updates
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(warmup_updates=5, b2=0.98, max_grad_norm=1.0))
+
+
+@dataclass
 class ImitationPhase:
     """The supervised phase; 0 updates leave it out."""
 
@@ -97,6 +108,7 @@ class Config:
     conversation: Conversation = field(default_factory=Conversation)
     algorithm: VLDAC = field(default_factory=VLDAC)
     critic: Critic = field(default_factory=CNNCritic)
+    perception: PerceptionPhase = field(default_factory=PerceptionPhase)
     imitation: ImitationPhase = field(default_factory=ImitationPhase)
     rl: RLPhase = field(default_factory=RLPhase)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -116,6 +128,7 @@ class Config:
         A model that speaks with another tokenizer than the package's own becomes the smallest of its family.
         """
         small = dataclasses.replace
+        perception = small(self.perception, num_updates=min(self.perception.num_updates, 2), num_frames=8)
         imitation = small(self.imitation, num_updates=min(self.imitation.num_updates, 2), num_envs=4, num_turns=6)
         rl = small(self.rl, num_updates=min(self.rl.num_updates, 2), num_envs=8, num_turns=6)
         rl = small(rl, epochs=1, minibatches=2, microbatches=2, envs_at_once=min(rl.envs_at_once, 4))
@@ -131,15 +144,22 @@ class Config:
                 self, model=model, env=small(self.env, height=height, width=width), critic=CNNCritic(),
                 conversation=small(self.conversation, **words, tokens_at_once=min(self.conversation.tokens_at_once, 32)),
             )  # fmt: skip
-        return small(self, imitation=imitation, rl=rl, algorithm=algorithm, evaluation=seeds)
+        perception = small(perception, minibatches=2)
+        return small(self, perception=perception, imitation=imitation, rl=rl, algorithm=algorithm, evaluation=seeds)
 
     def check(self) -> None:
         """Raises `ConfigError` for what cannot be run."""
         _check_choices(self, "config")
-        for name, phase in (("imitation", self.imitation), ("rl", self.rl)):
+        phases = {"perception": self.perception, "imitation": self.imitation, "rl": self.rl}
+        for name, phase in phases.items():
             _check_sizes(f"config.{name}", phase)
-        if self.imitation.num_updates + self.rl.num_updates == 0:
+        if not any(phase.num_updates for phase in phases.values()):
             raise ConfigError("config.imitation.num_updates and config.rl.num_updates are both 0: nothing to do")
+        if self.perception.num_updates and not self.env.questions():
+            raise ConfigError(f"{self.env.name} has no questions to ask: config.perception.num_updates must be 0")
+        if self.perception.num_frames % self.perception.minibatches:
+            count = f"{self.perception.num_frames} cannot be cut into {self.perception.minibatches} minibatches"
+            raise ConfigError(f"config.perception.num_frames = {count}")
         if self.rl.num_envs % (self.rl.minibatches * self.rl.microbatches):
             parts = f"{self.rl.minibatches} minibatches of {self.rl.microbatches} parts"
             raise ConfigError(f"config.rl.num_envs = {self.rl.num_envs} cannot be cut into {parts}")
@@ -178,7 +198,7 @@ class Config:
             raise ConfigError(f"the environment cannot be made: {error}") from error
 
 
-def _check_sizes(path: str, phase: ImitationPhase | RLPhase) -> None:
+def _check_sizes(path: str, phase: PerceptionPhase | ImitationPhase | RLPhase) -> None:
     for item in dataclasses.fields(phase):
         value = getattr(phase, item.name)
         if isinstance(value, int) and value < (0 if item.name in ("num_updates", "envs_at_once") else 1):

@@ -1,6 +1,6 @@
 """The end of a run: what its policies do on seeds that nothing before has looked at, in figures and pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,9 +15,13 @@ SAMPLING_SEED = 1
 
 
 def finish(
-    config: Config, run: Run, evaluator: Evaluator, best: Params, before: Params, wall_s: Callable[[], float]
-) -> dict[str, Any]:
-    """Plays, draws and writes summary.json, last of all. `wall_s` tells the run's clock, and is asked at the very end."""
+    config: Config, run: Run, evaluator: Evaluator, best: Params, before: Params, wall_s: Callable[[], float],
+    perceived: Mapping[str, float] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Plays, draws and writes summary.json, last of all. `wall_s` tells the run's clock, and is asked at the very end.
+
+    `perceived`: how many questions about pictures the best policy answers rightly, where it was taught to.
+    """
     test = range(*config.evaluation.test)
     key = jax.random.key(SAMPLING_SEED)
     summary: dict[str, Any] = {"config": run.folder.name, "heldout": measure(evaluator, best, test, key)}
@@ -28,6 +32,9 @@ def finish(
     for eyes in ("blank", "shuffled"):
         seen = summarise(evaluator.play(best, test, key, greedy=True, eyes=eyes))
         summary[f"win_rate_{eyes}_images"] = seen["win_rate"]
+    if perceived:
+        before, after = right_answers(run.rows()[0], "at_start"), right_answers(perceived, "heldout")
+        summary["perception"] = {"before": before, "after": after}
     published = evaluator.play(best, range(*config.evaluation.published), key, greedy=True)
     summary["published_seeds"] = {"episodes": len(published.won), "wins": int(published.won.sum())}
     policy = evaluator.policy
@@ -35,6 +42,11 @@ def finish(
     pictures.episode_gif(policy.env, config.env_params, policy.chat.tokenizer, published, run.folder / "episodes.gif")
     summary |= {"wall_s": round(wall_s(), 1), "machine": this_machine()}
     return run.finish(summary)
+
+
+def right_answers(row: Mapping[str, float], when: str) -> dict[str, float]:
+    """By question, of a row of metrics."""
+    return {name.rpartition("/")[2]: x for name, x in row.items() if name.startswith(f"{when}/perception/")}
 
 
 def measure(evaluator: Evaluator, params: Params, seeds: range, key: jax.Array) -> dict[str, Any]:

@@ -3,7 +3,8 @@
     config.json      the whole config; another config is refused
     metrics.jsonl    one row an update, the source of truth; TensorBoard events in tensorboard/ are drawn from it
     checkpoints/     everything a run needs to go on, by row; an unfinished save is never taken for one
-    best/            the policy that did best on the validation seeds
+    best/            the policy that the validation seeds chose
+    frozen/          parameters that are not trained, where they came from another run (`config.start_from`)
     summary.json     written when the run is finished, with curve.png and episodes.gif
 
 A row is one update of any phase. Rows after the restored checkpoint are cut, so a run that was killed and one that was
@@ -36,7 +37,7 @@ class Position(NamedTuple):
     turns: int = 0  # environment steps so far
     wall_s: float = 0.0
     best_score: tuple[float, float] = (-1.0, 0.0)  # of the run so far: win rate, minus mean turns
-    best_row: int = 0  # rows written when it was reached
+    best_row: int = 0  # rows written when the policy in best/ was validated
     made_on: str = ""
 
 
@@ -111,6 +112,12 @@ class Run:
                 self._best.delete(row)
         if position.best_row not in self._best.all_steps():
             self._best.save(position.best_row, args=ocp.args.StandardSave(policy))
+
+    def keep_frozen(self, frozen: Any) -> None:
+        """What is never trained, once: the run it came from may change or go away."""
+        if not (self.folder / "frozen").exists():
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save((self.folder / "frozen").absolute(), frozen)
 
     # Metrics
 
@@ -189,6 +196,15 @@ def read_policy(folder: Path, like: Any) -> Any:
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return checkpointer.restore((path / str(max(rows)) / "default").absolute(), abstract)
+
+
+def read_frozen(folder: Path, like: Any) -> Any | None:
+    """What a run keeps of the parameters it does not train, in the shape of `like`; None where it keeps nothing."""
+    path = folder / "frozen"
+    if not path.exists():
+        return None
+    with readable(path), ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path.absolute(), jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
 
 
 def open_checkpoints(path: Path, keep: int) -> ocp.CheckpointManager:

@@ -4,7 +4,7 @@ A config becomes phases, a phase becomes one compiled update, and updates follow
 command again goes on where the last checkpoint stands; a finished run says its summary.
 """
 
-import dataclasses
+import math
 import signal
 import sys
 import time
@@ -19,8 +19,8 @@ from absl import flags
 from tqdm import tqdm
 
 from jaxvlmrl import command_line, held_out
-from jaxvlmrl.adapters import split
-from jaxvlmrl.building import ORDER, Phase, first_params, make_phases, make_policy
+from jaxvlmrl.adapters import joined
+from jaxvlmrl.building import ORDER, Phase, make_phases, make_policy, start_params
 from jaxvlmrl.config import Config
 from jaxvlmrl.episodes import Evaluator, summarise
 from jaxvlmrl.models.layers import Params
@@ -34,7 +34,7 @@ class Progress(NamedTuple):
     """Between updates: all that a run is, but for its phase's own state."""
 
     position: Position
-    best: Params  # what is trained of the policy that did best on validation; the next phase starts from it
+    best: Params  # what is trained of the policy that validation chose; the next phase starts from it
     before: Params  # the one this phase started from
 
 
@@ -52,13 +52,12 @@ def train(config: Config, folder: Path, started: float) -> dict[str, Any]:
     """The whole run; returns its summary, which is also in summary.json. `started`: since when the clock runs."""
     policy = make_policy(config)
     phases = make_phases(config, policy)
-    saved = [path for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
-    is_begun = bool(saved) and config.tuning.trains_all  # then its own checkpoint says it all
-    start = dataclasses.replace(config, start_from="") if is_begun else config
-    first, frozen = split(first_params(start), config.tuning)
+    first, frozen = start_params(config, folder)
     with Run(folder, config) as run:
         if (summary := run.summary()) is not None:
             return summary
+        if config.start_from and frozen:
+            run.keep_frozen(frozen)
         evaluator = Evaluator(policy, config.env_params, config.evaluation.batch, frozen)
         position = run.last() or Position()
         run.cut(position.row)
@@ -66,10 +65,11 @@ def train(config: Config, folder: Path, started: float) -> dict[str, Any]:
         with stopping_on_signals() as stop:
             loop = Loop(config, run, evaluator, Watchdog(), stop, started - position.wall_s)
             if config.start_from and not position.row:
-                progress, _ = loop.validate(progress, first)
+                progress, _ = loop.validate(phases[0], progress, first)
             for index in range(position.phase, len(phases)):
                 progress = loop.run_phase(index, phases[index], progress)
-        return held_out.finish(config, run, evaluator, progress.best, progress.before, loop.wall_s)
+            seen = [loop.ask(phase, progress.best, "heldout") for phase in phases if phase.probe]
+        return held_out.finish(config, run, evaluator, progress.best, progress.before, loop.wall_s, *seen)
 
 
 class Loop(NamedTuple):
@@ -95,11 +95,12 @@ class Loop(NamedTuple):
         step = phase.compile(state, frozen)
         say(f"{phase.name}: train_step compiled once, in {time.time() - compile_started:.1f} s")
         first, total = progress.position.update, phase.num_updates
+        at_start = self.ask(phase, progress.best, "at_start") if phase.probe and first == 0 else {}
         with tqdm(total=total, initial=first, desc=phase.name, disable=None, dynamic_ncols=True) as bar:
             for update in range(first, total):
                 update_started = time.time()
                 state, metrics = step(state, frozen, jax.random.fold_in(key, update), jnp.int32(update))
-                row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                row = plain(metrics) | (at_start if update == 0 else {})
                 progress, row = self.note(phase, progress, state.policy, row, time.time() - update_started)
                 tell(bar, phase, progress.position, row, self.watchdog.look(row))
                 self.save_if_due(progress, state, is_last=update + 1 == total)
@@ -129,25 +130,43 @@ class Loop(NamedTuple):
             row["time/tokens_per_s"] = float(row["rollout/tokens"]) / seconds
         progress = progress._replace(position=at)
         if at.update % phase.validate_every == 0 or at.update == phase.num_updates:
-            progress, found = self.validate(progress, policy)
+            measure = self.probe if phase.probe else self.validate
+            progress, found = measure(phase, progress, policy)
             row |= found
         row["time/wall_s"] = self.wall_s()
         row["time/share_train_step"] = seconds / max(row["time/wall_s"] - at.wall_s, seconds)
         self.run.write(at.row - 1, row)
         return progress._replace(position=progress.position._replace(wall_s=self.wall_s())), row
 
-    def validate(self, progress: Progress, policy: Params) -> tuple[Progress, Row]:
-        """Greedy play on the validation seeds; the best policy so far is kept."""
+    def validate(self, phase: Phase, progress: Progress, policy: Params) -> tuple[Progress, Row]:
+        """Greedy play on the validation seeds; the best policy so far is kept.
+
+        Where the phase says so, the newest one is, unless it is clearly worse: the best of many measurements of a few
+        hundred games is the luckiest rather than the best.
+        """
         seeds = range(*self.config.evaluation.validation)
         found = summarise(self.evaluator.play(policy, seeds, jax.random.key(0), greedy=True))
         names = ("win_rate", "mean_turns", "unparsable_share") if found["wins"] else ("win_rate", "unparsable_share")
         score = (found["win_rate"], -found["mean_turns"] if found["wins"] else 0.0)
-        if score > progress.position.best_score:
+        best = progress.position.best_score
+        if score > best or (phase.keeps_newest and not is_clearly_worse(score[0], best[0], found["episodes"])):
             kept = jax.tree.map(jnp.copy, policy)
-            position = progress.position._replace(best_score=score, best_row=progress.position.row)
+            position = progress.position._replace(best_score=max(score, best), best_row=progress.position.row)
             progress = Progress(position, kept, progress.before)
             self.run.save_best(position, kept)
         return progress, {f"validation/{name}": found[name] for name in names}
+
+    def probe(self, phase: Phase, progress: Progress, policy: Params) -> tuple[Progress, Row]:
+        """What a phase measures in place of games, on the validation seeds; it is the newest policy that is kept."""
+        kept = jax.tree.map(jnp.copy, policy)
+        position = progress.position._replace(best_row=progress.position.row)
+        self.run.save_best(position, kept)
+        return Progress(position, kept, progress.before), self.ask(phase, policy, "validation")
+
+    def ask(self, phase: Phase, policy: Params, when: str) -> Row:
+        """The figures of a phase's probe."""
+        assert phase.probe is not None
+        return {f"{when}/{name}": x for name, x in plain(phase.probe(joined(policy, self.evaluator.frozen))).items()}
 
     def save_if_due(self, progress: Progress, state: Any, is_last: bool) -> None:
         is_stopped = self.stop.signal is not None
@@ -157,6 +176,15 @@ class Loop(NamedTuple):
             raise Stopped
 
 
+def is_clearly_worse(rate: float, best: float, episodes: float) -> bool:
+    """Whether a win rate is more than two standard errors below another one of as many episodes."""
+    return best - rate > 2 * math.sqrt((rate * (1 - rate) + best * (1 - best)) / episodes)
+
+
+def plain(metrics: dict[str, jax.Array]) -> Row:
+    return {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+
 def tell(bar: tqdm, phase: Phase, at: Position, row: Row, complaints: list[str]) -> None:
     """The figures people want: on the bar always, as a line when they were validated; and what is wrong, in words."""
     shares = {name.removeprefix("command/"): x for name, x in row.items() if name.startswith("command/")}
@@ -164,11 +192,15 @@ def tell(bar: tqdm, phase: Phase, at: Position, row: Row, complaints: list[str])
     if "rollout/success_rate" in row:
         figures = [f"wins {row['rollout/success_rate']:.0%}", *figures, f"{row['time/tokens_per_s']:.0f} tokens/s"]
     else:
-        figures = [f"loss {row['imitation/loss']:.3f}", *figures]
+        figures = [f"loss {row[f'{phase.name}/loss']:.3f}", *figures]
     if shares:
         figures.append(" ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     bar.set_postfix_str(", ".join(figures), refresh=False)
     bar.update()
+    right = {name.rpartition("/")[2]: x for name, x in row.items() if name.startswith("validation/perception/")}
+    if right:
+        say(f"{phase.name} {at.update}/{phase.num_updates}, {at.wall_s:.0f} s: right answers "
+            + ", ".join(f"{name} {share:.1%}" for name, share in right.items()))  # fmt: skip
     if "validation/win_rate" in row:
         wins = f"validation {row['validation/win_rate']:.1%}"
         if "validation/mean_turns" in row:

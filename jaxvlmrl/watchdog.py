@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+MARGIN = 0.05  # more right answers than by always giving the commonest one, for who looks
 COMMON = 0.04  # a command of a larger share is missed when it is gone
 MAX_GAP = 1e-4  # of log-probs between sampler and trainer, in float32
 
@@ -12,6 +13,7 @@ class Watchdog:
     def __init__(self) -> None:
         self._standing: set[str] = set()
         self._used: set[str] = set()
+        self._unseen: dict[str, tuple[float, float]] = {}  # by question: right answers, and those of the commonest one
 
     def look(self, metrics: Mapping[str, float]) -> list[str]:
         """The sentences that are new with this row of an update."""
@@ -34,7 +36,23 @@ class Watchdog:
             found.append(f"ratio: sampler and trainer differ by {metrics['ratio/max_gap']:.1e} in log-probability")
         if metrics.get("policy/entropy", 1.0) < 1e-3:
             found.append("entropy: it is gone, the policy no longer tries anything else")
-        return found + self._died_out(metrics)
+        return found + self._unseen_things(metrics) + self._died_out(metrics)
+
+    def _unseen_things(self, metrics: Mapping[str, float]) -> list[str]:
+        """Of the last probe of perception; said once reinforcement learning has begun."""
+        for name, right in metrics.items():
+            if name.startswith("validation/perception/"):
+                commonest = metrics[name.replace("/perception/", "/commonest_answer/")]
+                self._unseen.pop(name, None)
+                if right < min(commonest + MARGIN, 1.0):
+                    self._unseen[name] = right, commonest
+        if "rollout/success_rate" not in metrics:
+            return []
+        return [
+            f"perception of {name.rpartition('/')[2]}: {right:.0%} of the answers are right, always giving the commonest "
+            f"one is right in {commonest:.0%}; what cannot be seen cannot be acted on: teach it longer, or look closer"
+            for name, (right, commonest) in sorted(self._unseen.items())
+        ]
 
     def _died_out(self, metrics: Mapping[str, float]) -> list[str]:
         shares = {name: share for name, share in metrics.items() if name.startswith("command/")}

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxvlmrl import acting, adapters, export, plan
+from configs import quickstart
+from jaxvlmrl import acting, adapters, building, export, plan, train
 from jaxvlmrl.adapters import Tuning
 from jaxvlmrl.config import ConfigError
 from jaxvlmrl.models import peft_format, weights
@@ -61,3 +62,19 @@ def test_plan_says_what_to_change(capsys: pytest.CaptureFixture[str]):
     assert "rl:" in said
     assert plan.main([*argv, "--memory=0.0001"]) == 1
     assert "does not fit" in capsys.readouterr().out
+
+
+def test_a_run_keeps_what_it_took_from_another(tmp_path: Path):
+    """The parent of a run with frozen parts may go away: the child is still whole, and goes on."""
+    parent, child = quickstart.get_config("tiny"), quickstart.get_config("tiny")
+    parent.rl.num_updates = child.rl.num_updates = 0
+    train.train(parent, tmp_path / "parent", started=0.0)
+    child.start_from, child.seed = str(tmp_path / "parent"), 1
+    child.tuning = Tuning(frozen=("vision_model/.*",))
+    train.train(child, tmp_path / "child", started=0.0)
+    taken = building.whole_params(tmp_path / "parent")["vision_model"]
+    (tmp_path / "parent").rename(tmp_path / "gone")
+    whole = building.whole_params(tmp_path / "child")
+    jax.tree.map(np.testing.assert_array_equal, whole["vision_model"], taken)
+    (tmp_path / "child" / "summary.json").unlink()
+    train.train(child, tmp_path / "child", started=0.0)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs_jax.environment import UNPARSABLE, AnswerParser, Info, Observation, Outcome, TextEnvironment
+from envs_jax.environment import UNPARSABLE, AnswerParser, Info, Observation, Outcome, Question, TextEnvironment
 from envs_jax.grid_walker import commands, renderer
 from envs_jax.grid_walker import scene as world
 from envs_jax.grid_walker.answer_parser import GridWalkerAnswerParser
@@ -179,6 +179,11 @@ class GridWalker(TextEnvironment):
             "expert, fewest commands": FewestCommands(),
             "explorer": Explorer(),
         }
+
+    def questions(self) -> tuple[Question, ...]:
+        from envs_jax.grid_walker.questions import questions  # it imports this module
+
+        return questions(self)
 
     def answer_parser(self) -> AnswerParser:
         return GridWalkerAnswerParser()
