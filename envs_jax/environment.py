@@ -48,6 +48,10 @@ class Environment(ABC):
         """[2] uint32 that tell apart what `init` drew, so that evaluation episodes can be kept out of training."""
         raise TypeError(f"{self.name} does not tell its episodes apart; it cannot hold any out")
 
+    def anchor(self, state: State) -> jax.Array:
+        """int32 that is the same for states of one episode in which the same can happen, whatever came before."""
+        raise TypeError(f"{self.name} does not compare its states")
+
     @abstractmethod
     def transition(self, key: jax.Array, state: State, action: jax.Array, params: Params) -> Outcome:
         """(state, reward, terminated, truncated, info) after one action; never resets."""

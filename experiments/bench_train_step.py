@@ -93,17 +93,19 @@ def parts_of_an_update(num_envs: int, num_turns: int) -> dict[str, float]:
     render = jax.jit(lambda states: jax.lax.map(lambda s: rollout.images(env.env, s, lead=1), states))
     judge = jax.jit(lambda learner, *xs: actor_critic.judge(learner.critic, *xs))
     value, final_value = judge(learner, trajectory, session)
-    outcome = (trajectory.reward, value, final_value, trajectory.terminated, trajectory.truncated)
-    advantage, returns = jax.jit(actor_critic.algorithm.advantages)(*outcome)
-    rows_of = jax.jit(lambda *xs: actor_critic.rows(*xs))
-    rows = rows_of(learner, {}, trajectory, advantage, returns, value[:-1])
+    rows_of = jax.jit(
+        lambda learner, frozen, trajectory, *values: actor_critic.rows(
+            learner, frozen, trajectory, *values, is_played=actor_critic.is_played(trajectory)
+        )[0]
+    )
+    rows = rows_of(learner, {}, trajectory, value, final_value)
     when = When(jnp.bool_(False), jnp.float32(0.5))
     learn = jax.jit(lambda learner, rows: actor_critic.learn(learner, {}, rows, jax.random.key(3), when))
     parts = {
         "rendering": lambda: render(trajectory.state),
         "rollout": lambda: play(learner),
         "judging": lambda: judge(learner, trajectory, session),
-        "reference": lambda: rows_of(learner, {}, trajectory, advantage, returns, value[:-1]),
+        "reference": lambda: rows_of(learner, {}, trajectory, value, final_value),
         "learning": lambda: learn(learner, rows),
     }
     found = dict(zip(parts, best_times(list(parts.values()))))

@@ -15,7 +15,7 @@ from envs_jax.environment import TextEnvironment
 from envs_jax.grid_walker import grid_walker
 from envs_jax.grid_walker.players import FewestCommands
 from jaxvlmrl.adapters import Tuning
-from jaxvlmrl.algorithms.vl_dac import VLDAC
+from jaxvlmrl.algorithms import ALGORITHMS, VLDAC, Algorithm
 from jaxvlmrl.imitation import Demonstrations
 from jaxvlmrl.models.critics import CNNCritic, Critic
 from jaxvlmrl.models.qwen3_vl import Qwen3VL
@@ -23,6 +23,7 @@ from jaxvlmrl.models.smolvlm import SmolVLM
 from jaxvlmrl.optimizer import Optimizer
 
 Model = SmolVLM | Qwen3VL
+CARRIED = {"gamma", "gae_lambda", "entropy_coef", "final_entropy_coef"}  # of the task and the model, not of a method
 
 
 class ConfigError(ValueError):
@@ -106,7 +107,7 @@ class Config:
     model: Model = field(default_factory=SmolVLM)
     tuning: Tuning = field(default_factory=Tuning)
     conversation: Conversation = field(default_factory=Conversation)
-    algorithm: VLDAC = field(default_factory=VLDAC)
+    algorithm: Algorithm = field(default_factory=VLDAC)
     critic: Critic = field(default_factory=CNNCritic)
     perception: PerceptionPhase = field(default_factory=PerceptionPhase)
     imitation: ImitationPhase = field(default_factory=ImitationPhase)
@@ -116,11 +117,27 @@ class Config:
     checkpoint_every: int = 25  # updates
     seed: int = 0
 
-    def variant(self, name: str) -> "Config":
-        """What stands after the colon of `--config=configs/NAME.py:tiny`; nothing there is the config itself."""
-        if name not in ("", "tiny"):
-            raise ConfigError(f"the config has no variant {name}; there is only tiny")
-        return self.tiny() if name else self
+    def variant(self, names: str) -> "Config":
+        """What stands after the colon of `--config=configs/NAME.py:grpo,tiny`: an algorithm's name, `tiny`, or both."""
+        wanted = [name for name in names.split(",") if name]
+        unknown = [name for name in wanted if name != "tiny" and name not in ALGORITHMS]
+        if unknown:
+            raise ConfigError(f"the config has no variant {unknown[0]}; there are tiny, {', '.join(ALGORITHMS)}")
+        for name in wanted:
+            self = self if name == "tiny" else self.with_algorithm(name)
+        return self.tiny() if "tiny" in wanted else self
+
+    def with_algorithm(self, name: str) -> "Config":
+        """The same run by another algorithm, with its own defaults for all that is of the method."""
+        kind = ALGORITHMS[name]
+        known = {item.name for item in dataclasses.fields(kind)}
+        carried = {name: getattr(self.algorithm, name) for name in CARRIED & known if hasattr(self.algorithm, name)}
+        rl = self.rl
+        if kind.whole_episodes:
+            rl = dataclasses.replace(rl, num_turns=int(self.env_params.max_turns))
+        if not kind.has_ratio:
+            rl = dataclasses.replace(rl, epochs=1)
+        return dataclasses.replace(self, algorithm=kind(**carried), rl=rl)
 
     def tiny(self) -> "Config":
         """The same run in a CPU minute: two updates of a few games a phase, evaluated on eight. What `:tiny` means.
@@ -145,6 +162,8 @@ class Config:
                 conversation=small(self.conversation, **words, tokens_at_once=min(self.conversation.tokens_at_once, 32)),
             )  # fmt: skip
         perception = small(perception, minibatches=2)
+        if algorithm.whole_episodes:
+            rl = small(rl, num_turns=int(self.env_params.max_turns))
         return small(self, perception=perception, imitation=imitation, rl=rl, algorithm=algorithm, evaluation=seeds)
 
     def check(self) -> None:
@@ -167,6 +186,7 @@ class Config:
             raise ConfigError(
                 f"config.rl.num_envs = {self.rl.num_envs} cannot be cut into {self.rl.envs_at_once} at a time"
             )
+        self._check_algorithm()
         if self.imitation.num_envs % self.imitation.minibatches:
             count = f"{self.imitation.num_envs} cannot be cut into {self.imitation.minibatches} minibatches"
             raise ConfigError(f"config.imitation.num_envs = {count}")
@@ -196,6 +216,17 @@ class Config:
             self.env.check(self.env_params)
         except ValueError as error:
             raise ConfigError(f"the environment cannot be made: {error}") from error
+
+    def _check_algorithm(self) -> None:
+        alike, name = self.algorithm.environments_alike, type(self.algorithm).__name__
+        if alike < 1 or self.rl.num_envs % max(alike, 1):
+            count = f"groups of {alike}"
+            raise ConfigError(f"config.rl.num_envs = {self.rl.num_envs} cannot be cut into {count} that begin alike")
+        if self.algorithm.whole_episodes and self.rl.num_turns < int(self.env_params.max_turns):
+            turns = f"config.rl.num_turns = {self.rl.num_turns} is below config.env_params.max_turns"
+            raise ConfigError(f"{name} learns from whole episodes, but {turns}")
+        if 0 < self.rl.num_updates <= self.algorithm.warmup_updates:
+            raise ConfigError("config.algorithm.warmup_updates leaves no update to the policy")
 
 
 def _check_sizes(path: str, phase: PerceptionPhase | ImitationPhase | RLPhase) -> None:

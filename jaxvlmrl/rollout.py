@@ -51,10 +51,11 @@ class Trajectory(NamedTuple):
     next_hidden: jax.Array  # [B, D], after reading what is seen next; zeros unless asked for
 
 
-def begin(policy: Policy, env: AutoReset, env_params: EnvParams, key: jax.Array) -> Session:
-    """Fresh episodes; the leaves of `env_params` have a leading axis [B]."""
+def begin(policy: Policy, env: AutoReset, env_params: EnvParams, key: jax.Array, alike: int = 1) -> Session:
+    """Fresh episodes; the leaves of `env_params` have a leading axis [B]. So many neighbours begin in the same state."""
     batch = jax.tree.leaves(env_params)[0].shape[0]
-    state = jax.vmap(env.init)(jax.random.split(key, batch), env_params)
+    keys = jnp.repeat(jax.random.split(key, batch // alike), alike)
+    state = jax.vmap(env.init)(keys, env_params)
     past, budget = policy.window - 1, policy.chat.max_answer_tokens
     zeros = jnp.zeros((past, batch), jnp.int32)
     no_answer = jnp.zeros((past, batch, budget), jnp.int32)

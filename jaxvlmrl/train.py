@@ -123,9 +123,10 @@ class Loop(NamedTuple):
     def note(self, phase: Phase, progress: Progress, policy: Params, row: Row, seconds: float) -> tuple[Progress, Row]:
         """The progress after one more update, which is written down, and validated if it is its turn."""
         at = progress.position
-        at = at._replace(update=at.update + 1, row=at.row + 1, turns=at.turns + phase.turns_per_update)
+        turns = int(row.pop("rollout/turns", phase.turns_per_update))
+        at = at._replace(update=at.update + 1, row=at.row + 1, turns=at.turns + turns)
         row = {"phase": phase.name, "update": at.update, "turns": at.turns} | row
-        row["time/turns_per_s"] = phase.turns_per_update / seconds
+        row["time/turns_per_s"] = turns / seconds
         if "rollout/tokens" in row:
             row["time/tokens_per_s"] = float(row["rollout/tokens"]) / seconds
         progress = progress._replace(position=at)

@@ -12,8 +12,8 @@ from envs_jax.environment import State
 from envs_jax.wrappers import AutoReset
 from jaxvlmrl import packed, rollout
 from jaxvlmrl.adapters import joined
+from jaxvlmrl.algorithms.algorithm import Algorithm, Experience, Steps
 from jaxvlmrl.algorithms.masking import masked_mean
-from jaxvlmrl.algorithms.vl_dac import VLDAC, Steps
 from jaxvlmrl.conversation import Turns
 from jaxvlmrl.models.critics import Critic
 from jaxvlmrl.models.layers import Params
@@ -67,7 +67,7 @@ class ActorCritic:
     policy: Policy
     critic: Critic
     env: AutoReset
-    algorithm: VLDAC
+    algorithm: Algorithm
     policy_optimizer: optax.GradientTransformation
     critic_optimizer: optax.GradientTransformation
     num_updates: int  # of the phase, for what changes along it
@@ -93,22 +93,38 @@ class ActorCritic:
     ) -> tuple[Learner, Metrics]:
         """Update `index` of the phase: one rollout and all the learning from it."""
         play_key, shuffle_key = jax.random.split(key)
+        if self.algorithm.whole_episodes:
+            learner = learner._replace(session=self.fresh_session(env_params, jax.random.fold_in(key, 2)))
         trajectory, session = rollout.play_in_parts(
             self.policy, joined(learner.policy, frozen), self.env, env_params, learner.session, play_key, self.num_turns,
-            self.envs_at_once, read_final=self.critic.reads_hidden,
+            self.envs_at_once, read_final=self.reads_final,
         )  # fmt: skip
+        is_played = self.is_played(trajectory)
         value, final_value = self.judge(learner.critic, trajectory, session)
-        advantage, returns = self.algorithm.advantages(
-            trajectory.reward, value, final_value, trajectory.terminated, trajectory.truncated
-        )
-        rows = self.rows(learner, frozen, trajectory, advantage, returns, value[:-1])
+        rows, valued = self.rows(learner, frozen, trajectory, value, final_value, is_played)
         when = When(index < self.algorithm.warmup_updates, index / self.num_updates)
         learner, learned = self.learn(learner._replace(session=session), frozen, rows, shuffle_key, when)
-        residual = jnp.var(returns - value[:-1]) / jnp.maximum(jnp.var(returns), 1e-8)
-        return learner, learned | played(self.policy, trajectory) | {"value/explained_variance": 1 - residual}
+        return learner, learned | valued | played(self.policy, trajectory, is_played)
+
+    @property
+    def reads_final(self) -> bool:
+        return self.algorithm.uses_critic and self.critic.reads_hidden
+
+    def fresh_session(self, env_params: EnvParams, key: jax.Array) -> Session:
+        return rollout.begin(self.policy, self.env, env_params, key, self.algorithm.environments_alike)
+
+    def is_played(self, trajectory: Trajectory) -> jax.Array:
+        """[T, B] bool: False after an environment's first episode, where an algorithm wants one each."""
+        is_done = (trajectory.terminated | trajectory.truncated).astype(jnp.int32)
+        if not self.algorithm.whole_episodes:
+            return jnp.ones_like(is_done, bool)
+        return jnp.cumsum(is_done, axis=0) - is_done == 0
 
     def judge(self, critic: Params, trajectory: Trajectory, session: Session) -> tuple[jax.Array, jax.Array]:
         """(values [T + 1, B] of what was seen, values [T, B] of what episodes that were cut off ended in)."""
+        if not self.algorithm.uses_critic:
+            nothing = jnp.zeros_like(trajectory.reward)
+            return jnp.concatenate([nothing, nothing[:1]]), nothing
         if self.critic.reads_hidden:
             hidden = jnp.concatenate([trajectory.prompt_hidden, trajectory.next_hidden[None]])
             return self.critic.value(critic, hidden), self.critic.value(critic, trajectory.final_hidden)
@@ -119,13 +135,15 @@ class ActorCritic:
         return jax.lax.map(value_of, seen), jax.lax.map(if_cut, (trajectory.final_state, trajectory.truncated))
 
     def rows(
-        self, learner: Learner, frozen: Params, trajectory: Trajectory, advantage: jax.Array, returns: jax.Array,
-        value: jax.Array,
-    ) -> Rows:  # fmt: skip
+        self, learner: Learner, frozen: Params, trajectory: Trajectory, value: jax.Array, final_value: jax.Array,
+        is_played: jax.Array,
+    ) -> tuple[Rows, Metrics]:  # fmt: skip
+        """What is learned from, and how well the critic foresaw it."""
         past = learner.session
         join = lambda old, new: jnp.swapaxes(jnp.concatenate([old, new]), 0, 1)
         valid, log_probs = batch_major((trajectory.turns.answer_valid, trajectory.log_probs))
-        steps = Steps(valid, log_probs, log_probs, *batch_major((advantage, value, returns)))
+        nothing = jnp.zeros_like(batch_major(is_played), jnp.float32)
+        steps = Steps(valid, log_probs, log_probs, nothing, nothing, nothing, batch_major(is_played))
         rows = Rows(
             jax.tree.map(join, past.past_states, trajectory.state),
             jax.tree.map(join, past.past, trajectory.turns),
@@ -137,7 +155,36 @@ class ActorCritic:
             steps = steps._replace(old_log_prob=self.log_probs(joined(learner.policy, frozen), rows))
         if self.algorithm.kl_coef:
             steps = steps._replace(ref_log_prob=self.log_probs(joined(learner.reference, frozen), rows))
-        return rows._replace(steps=steps)
+        steps, valued = self.credited(steps, trajectory, value, final_value)
+        return rows._replace(steps=steps), valued
+
+    def credited(
+        self, steps: Steps, trajectory: Trajectory, value: jax.Array, final_value: jax.Array
+    ) -> tuple[Steps, Metrics]:
+        """The steps [B, T] with what they are worth; of those that teach nothing no token counts."""
+        batch = trajectory.reward.shape[1]
+        tokens = batch_major((steps.is_action_token, steps.old_log_prob, steps.ref_log_prob))
+        group = jnp.arange(batch) // self.algorithm.environments_alike
+        anchor = jnp.zeros_like(trajectory.action)
+        if self.algorithm.compares_states:
+            anchor = jax.vmap(jax.vmap(self.env.env.anchor))(trajectory.state)
+        credit = self.algorithm.credit(Experience(
+            trajectory.reward, value, final_value, trajectory.terminated, trajectory.truncated,
+            batch_major(steps.is_played), group, anchor, *tokens,
+        ))  # fmt: skip
+        advantage, returns, is_kept, old_value = batch_major(
+            (credit.advantage, credit.returns, credit.is_kept, value[:-1])
+        )
+        is_action_token = steps.is_action_token & is_kept[..., None]
+        steps = steps._replace(
+            is_action_token=is_action_token, advantage=advantage, returns=returns, old_value=old_value
+        )
+        metrics = {"policy/kept_share": jnp.sum(is_kept) / jnp.sum(steps.is_played)}
+        if self.algorithm.uses_critic:
+            of_played = lambda x: masked_mean(jnp.square(x - masked_mean(x, steps.is_played)), steps.is_played)
+            residual = of_played(returns - old_value) / jnp.maximum(of_played(returns), 1e-8)
+            metrics["value/explained_variance"] = 1 - residual
+        return steps, metrics
 
     def log_probs(self, params: Params, rows: Rows) -> jax.Array:
         """[B, T, G] of the sampled tokens, a minibatch at a time."""
@@ -159,10 +206,10 @@ class ActorCritic:
     def loss(self, params: tuple[Params, Params], frozen: Params, rows: Rows, when: When) -> tuple[jax.Array, Metrics]:
         policy, critic = params
         log_prob, entropy, prompt_hidden, images = self.think(joined(policy, frozen), rows)
-        value = self.critic.value(critic, prompt_hidden if self.critic.reads_hidden else images)
-        flat = lambda x: x.reshape(-1, *x.shape[2:])
-        steps = jax.tree.map(flat, rows.steps)
-        loss = self.algorithm.loss(flat(log_prob), flat(entropy), flat(value), steps, when.is_warmup, when.progress)
+        value = jnp.zeros(rows.steps.is_played.shape)
+        if self.algorithm.uses_critic:
+            value = self.critic.value(critic, prompt_hidden if self.critic.reads_hidden else images)
+        loss = self.algorithm.loss(log_prob, entropy, value, rows.steps, when.is_warmup, when.progress)
         gap = jnp.max(jnp.where(rows.steps.is_action_token, jnp.abs(log_prob - rows.sampled_log_prob), 0.0))
         metrics = {"loss/total": loss.total, "loss/policy": loss.policy, "loss/value": loss.value}
         if self.algorithm.kl_coef:
@@ -208,19 +255,21 @@ class ActorCritic:
         )
 
 
-def played(policy: Policy, trajectory: Trajectory) -> Metrics:
+def played(policy: Policy, trajectory: Trajectory, is_played: jax.Array) -> Metrics:
     """What happened in a rollout, as scalars."""
-    is_done = trajectory.terminated | trajectory.truncated
+    is_done = (trajectory.terminated | trajectory.truncated) & is_played
+    of_turns = lambda x: masked_mean(x.astype(jnp.float32), is_played)
     metrics = {
         "rollout/success_rate": masked_mean(trajectory.info["success"].astype(jnp.float32), is_done),
         "rollout/turns_per_episode": masked_mean((trajectory.turns_so_far + 1).astype(jnp.float32), is_done),
         "rollout/episodes": jnp.sum(is_done),
-        "rollout/reward_per_turn": jnp.mean(trajectory.reward),
+        "rollout/turns": jnp.sum(is_played),
+        "rollout/reward_per_turn": of_turns(trajectory.reward),
         "rollout/reward_spread": jnp.max(trajectory.reward) - jnp.min(trajectory.reward),
-        "rollout/unparsable_share": jnp.mean(trajectory.action < 0),
-        "rollout/tokens": jnp.sum(trajectory.turns.answer_valid),
+        "rollout/unparsable_share": of_turns(trajectory.action < 0),
+        "rollout/tokens": jnp.sum(trajectory.turns.answer_valid & is_played[..., None]),
     }
     for action in policy.env.actions():
         name = policy.env.answer_text(action).strip("`").replace(" ", "_")
-        metrics[f"command/{name}"] = jnp.mean(trajectory.action == action)
+        metrics[f"command/{name}"] = of_turns(trajectory.action == action)
     return metrics

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxvlmrl.algorithms.algorithm import Steps
 from jaxvlmrl.algorithms.gae import gae, normalise
 from jaxvlmrl.algorithms.kl import k1, k2, k3
-from jaxvlmrl.algorithms.vl_dac import VLDAC, Steps
+from jaxvlmrl.algorithms.vl_dac import VLDAC
 from jaxvlmrl.optimizer import Optimizer
 
 TREATMENTS = {
@@ -43,7 +44,7 @@ def steps_of(advantage: list[float], valid: list[list[bool]]) -> Steps:
     mask = jnp.asarray(valid)
     nothing = jnp.zeros(mask.shape)
     count = jnp.zeros(len(advantage))
-    return Steps(mask, nothing, nothing, jnp.asarray(advantage), count, count)
+    return Steps(mask, nothing, nothing, jnp.asarray(advantage), count, count, jnp.ones(len(advantage), bool))
 
 
 def test_worked_example_of_the_sheet():

@@ -78,11 +78,10 @@ def rows_of(actor_critic: ActorCritic, env_params, learner):
             actor_critic.num_turns, read_final=actor_critic.critic.reads_hidden,
         )  # fmt: skip
         value, final_value = actor_critic.judge(learner.critic, trajectory, session)
-        advantage, returns = actor_critic.algorithm.advantages(
-            trajectory.reward, value, final_value, trajectory.terminated, trajectory.truncated
-        )
-        noise = jax.random.normal(jax.random.key(2), advantage.shape)
-        return actor_critic.rows(learner, {}, trajectory, advantage + noise, returns, value[:-1])
+        played = actor_critic.is_played(trajectory)
+        rows, _ = actor_critic.rows(learner, {}, trajectory, value, final_value, played)
+        noise = jax.random.normal(jax.random.key(2), rows.steps.advantage.shape)
+        return rows._replace(steps=rows.steps._replace(advantage=rows.steps.advantage + noise))
 
     return make(learner)
 

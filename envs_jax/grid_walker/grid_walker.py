@@ -133,6 +133,9 @@ class GridWalker(TextEnvironment):
     def fingerprint(self, state: State) -> jax.Array:
         return fingerprint(state.size, state.goal, state.blocks)
 
+    def anchor(self, state: State) -> jax.Array:
+        return (state.cell[0] * self.max_size + state.cell[1]) * 4 + state.facing
+
     # Playing
 
     def transition(self, key: jax.Array, state: State, action: jax.Array, params: Params) -> Outcome:

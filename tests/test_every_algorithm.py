@@ -1,0 +1,43 @@
+"""Every algorithm trains the tiny model through the same program."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxvlmrl import command_line, runs, train
+from jaxvlmrl.algorithms import ALGORITHMS
+from jaxvlmrl.config import ConfigError
+
+ROOT = Path(__file__).parent.parent
+
+
+def config_of(variant: str, *overrides: str):
+    argv = ["train", f"--config={ROOT}/configs/quickstart.py:{variant}", *overrides]
+    return command_line.read_config(argv, train.define)[0]
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS if name != "vl_dac"])
+def test_two_updates(name: str, tmp_path: Path):
+    config = config_of(f"{name},tiny", "--config.imitation.num_updates=0")
+    train.train(config, tmp_path, time.time())
+    for row in runs.read_rows(tmp_path):
+        assert all(np.isfinite(value) for key, value in row.items() if key.startswith(("loss/", "policy/", "ratio/")))
+        assert row["ratio/max_gap"] < 1e-4
+
+
+def test_a_name_in_the_variant_is_enough():
+    """The task's numbers are carried over, the method's are its own."""
+    config = config_of("grpo")
+    assert type(config.algorithm).__name__ == "GRPO"
+    assert config.algorithm.entropy_coef == config_of("").algorithm.entropy_coef
+    assert config.algorithm.kl_coef == 0.04
+    assert config.rl.num_turns == 10
+    assert config_of("rloo").rl.epochs == 1
+    with pytest.raises(ConfigError, match="there are tiny, vl_dac"):
+        config_of("ppo")
+    with pytest.raises(ConfigError, match="groups of 7"):
+        config_of("grpo", "--config.algorithm.group_size=7")
+    with pytest.raises(ConfigError, match="whole episodes"):
+        config_of("grpo", "--config.rl.num_turns=4")
