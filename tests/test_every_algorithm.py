@@ -18,7 +18,9 @@ def config_of(variant: str, *overrides: str):
     return command_line.read_config(argv, train.define)[0]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS if name != "vl_dac"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS if name != "vl_dac"]
+)
 def test_two_updates(name: str, tmp_path: Path):
     config = config_of(f"{name},tiny", "--config.imitation.num_updates=0")
     train.train(config, tmp_path, time.time())

@@ -64,6 +64,7 @@ def test_plan_says_what_to_change(capsys: pytest.CaptureFixture[str]):
     assert "does not fit" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_keeps_what_it_took_from_another(tmp_path: Path):
     """The parent of a run with frozen parts may go away: the child is still whole, and goes on."""
     parent, child = quickstart.get_config("tiny"), quickstart.get_config("tiny")
