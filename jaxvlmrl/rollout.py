@@ -85,14 +85,18 @@ def batch_major(tree):
 
 
 def remembered(policy: Policy, params: Params, env: Environment, session: Session, prefix: list[KeyValue]) -> Ring:
-    """The ring of the session's past turns, computed with these parameters."""
+    """The ring of the session's past turns, computed with these parameters; not if all episodes are at their start."""
     batch = len(session.place.turn)
     if policy.window == 1:
         return Ring.empty(policy, batch)
     past = batch_major(session.past)
-    image_tokens = look(policy, params, env, batch_major(session.past_states), lead=2)
-    kv = packed.forward(policy, params, past, image_tokens, prefix).kv
     valid = past.valid & (past.episode == session.place.episode[:, None])[..., None]
+
+    def read() -> list[KeyValue]:
+        image_tokens = look(policy, params, env, batch_major(session.past_states), lead=2)
+        return packed.forward(policy, params, past, image_tokens, prefix).kv
+
+    kv = jax.lax.cond(jnp.any(valid), read, lambda: Ring.empty(policy, batch).kv)
     return Ring(kv, valid.reshape(batch, -1))
 
 
