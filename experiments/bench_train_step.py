@@ -1,7 +1,8 @@
 """What a whole train_step of VL-DAC costs per environment step: `python experiments/bench_train_step.py [--json=FILE]`.
 
 Minibatches have a fixed size (32 environments, in two parts), so the number of environments and of turns should not
-matter; the window should. Then one update's time is split into its parts, each compiled alone.
+matter; the window should. Then one update's time is split into its parts, each compiled alone. With --config=configs/NAME.py
+only that, of that config with random weights, and the share of the machine's measured matrix rate that learning reaches.
 """
 
 import json
@@ -13,17 +14,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from absl import app, flags
+from ml_collections import config_flags
 
 from envs_jax.grid_walker.grid_walker import Params
 from jaxvlmrl import rollout
-from jaxvlmrl.building import batched, make_actor_critic, make_env, make_policy, rl_phase
+from jaxvlmrl.adapters import joined, split
+from jaxvlmrl.building import batched, first_params, make_actor_critic, make_env, make_policy, rl_phase
 from jaxvlmrl.config import Config, Conversation, RLPhase
+from jaxvlmrl.models.paths import by_path
+from jaxvlmrl.models.smolvlm import SmolVLM
 from jaxvlmrl.runs import this_machine
 from jaxvlmrl.update import When
 
 PER_MINIBATCH, WINDOW = 32, 3
 REPEATS = flags.DEFINE_integer("repeats", 3, "rounds of timings; the best of each counts")
 QUICK = flags.DEFINE_bool("quick", False, "only the smallest setting, to see that it runs")
+CONFIG = config_flags.DEFINE_config_file("config", None, "split the update of this config, and nothing else")
 JSON = flags.DEFINE_string("json", None, "where to write the figures")
 
 
@@ -76,21 +82,25 @@ def cost_per_step(settings: list[tuple[int, int, int]]) -> list[dict[str, float]
     return rows
 
 
-def parts_of_an_update(num_envs: int, num_turns: int) -> dict[str, float]:
-    """Seconds of rendering, rollout (rendering included), judging, reference log-probs and learning, each alone."""
-    config = config_of(num_envs, num_turns, WINDOW)
-    rl, params = config.rl, batched(config.env_params, num_envs)
+def parts_of_an_update(config: Config) -> dict[str, float]:
+    """Seconds of rendering, dynamics, rollout (both included), judging, reference log-probs and learning, each alone."""
+    rl, params = config.rl, batched(config.env_params, config.rl.num_envs)
     actor_critic = make_actor_critic(config, make_policy(config), make_env(config))
     policy, env = actor_critic.policy, actor_critic.env
-    weights = jax.jit(config.model.init)(jax.random.key(0))
-    learner = jax.jit(lambda w: actor_critic.init(w, params, jax.random.key(1)))(weights)
+    trained, frozen = split(first_params(config), config.tuning)
+    learner = jax.jit(lambda w: actor_critic.init(w, params, jax.random.key(1)))(trained)
     play = jax.jit(
-        lambda learner: rollout.play(
-            policy, learner.policy, env, params, learner.session, jax.random.key(2), rl.num_turns
+        lambda learner, frozen: rollout.play_in_parts(
+            policy, joined(learner.policy, frozen), env, params, learner.session, jax.random.key(2), rl.num_turns,
+            rl.envs_at_once,
         )
-    )
-    trajectory, session = play(learner)
+    )  # fmt: skip
+    trajectory, session = play(learner, frozen)
     render = jax.jit(lambda states: jax.lax.map(lambda s: rollout.images(env.env, s, lead=1), states))
+    step = lambda state, action: jax.vmap(env.step)(
+        jax.random.split(jax.random.key(4), rl.num_envs), state, action, params
+    )
+    move = jax.jit(lambda states, actions: jax.lax.map(lambda xs: step(*xs), (states, actions)))
     judge = jax.jit(lambda learner, *xs: actor_critic.judge(learner.critic, *xs))
     value, final_value = judge(learner, trajectory, session)
     rows_of = jax.jit(
@@ -98,33 +108,75 @@ def parts_of_an_update(num_envs: int, num_turns: int) -> dict[str, float]:
             learner, frozen, trajectory, *values, is_played=actor_critic.is_played(trajectory)
         )[0]
     )
-    rows = rows_of(learner, {}, trajectory, value, final_value)
+    rows = rows_of(learner, frozen, trajectory, value, final_value)
     when = When(jnp.bool_(False), jnp.float32(0.5))
-    learn = jax.jit(lambda learner, rows: actor_critic.learn(learner, {}, rows, jax.random.key(3), when))
+    learn = jax.jit(lambda learner, frozen, rows: actor_critic.learn(learner, frozen, rows, jax.random.key(3), when))
     parts = {
         "rendering": lambda: render(trajectory.state),
-        "rollout": lambda: play(learner),
+        "dynamics": lambda: move(trajectory.state, trajectory.action),
+        "rollout": lambda: play(learner, frozen),
         "judging": lambda: judge(learner, trajectory, session),
-        "reference": lambda: rows_of(learner, {}, trajectory, value, final_value),
-        "learning": lambda: learn(learner, rows),
+        "reference": lambda: rows_of(learner, frozen, trajectory, value, final_value),
+        "learning": lambda: learn(learner, frozen, rows),
     }
     found = dict(zip(parts, best_times(list(parts.values()))))
-    total = sum(seconds for name, seconds in found.items() if name != "rendering")
-    print(f"one update of {num_envs} environments, {num_turns} turns: {total:.2f} s, of which")
+    total = sum(seconds for name, seconds in found.items() if name not in ("rendering", "dynamics"))
+    print(f"one update of {rl.num_envs} environments, {rl.num_turns} turns: {total:.2f} s, of which")
     for name, seconds in found.items():
         print(f"  {name:10s} {seconds:6.3f} s  {seconds / total:6.1%}", flush=True)
     return found
 
 
+def flops_of_learning(config: Config) -> float:
+    """Of one update's learning: 2 a parameter and token forwards, as much again backwards for activations, and for weights.
+
+    Weights beside adapters have no gradient of their own. Attention's products and recomputation are not counted.
+    """
+    policy, rl = make_policy(config), config.rl
+    sizes = {path: leaf.size for path, leaf in by_path(jax.eval_shape(config.model.init, jax.random.key(0))).items()}
+    part = lambda *names: sum(size for path, size in sizes.items() if path.startswith(names))
+    head = config.model.text.vocab_size * config.model.text.width
+    turns = rl.num_envs * (policy.window - 1 + rl.num_turns)
+    side = config.model.shuffle if isinstance(config.model, SmolVLM) else config.model.vision.merge
+    patches = config.model.num_image_tokens * side**2
+    tokens = turns * policy.chat.tokens_per_turn
+    decoder = part("text_model/layers")
+    answers = rl.num_envs * rl.num_turns * policy.chat.max_answer_tokens
+    forward = 2 * (decoder * tokens + part("vision_model") * turns * patches + head * answers)
+    return rl.epochs * forward * (2 if config.tuning.lora else 3)
+
+
+def matrix_rate(dtype: str) -> float:
+    """Multiplications and additions a second of one large matrix product."""
+    side = 8192 if jax.default_backend() != "cpu" else 2048
+    a = jnp.ones((side, side), dtype)
+    product = jax.jit(lambda a: a @ a)
+    return 2 * side**3 / best_times([lambda: product(a)])[0]
+
+
+def of_config(config: Config) -> None:
+    """The parts of a config's update, and how near learning comes to the machine's matrix rate."""
+    parts = parts_of_an_update(config)
+    flops, rate = flops_of_learning(config), matrix_rate(config.model.dtype)
+    share = flops / parts["learning"] / rate
+    print(f"learning: {flops / 1e12:.1f} TFLOP, {share:.1%} of the {rate / 1e12:.2f} TFLOP/s of a matrix product")
+    if JSON.value:
+        found = {"machine": this_machine(), "parts_s": parts, "learning_flop": flops, "matrix_flop_per_s": rate}
+        Path(JSON.value).write_text(json.dumps(found | {"mfu": share}, indent=1) + "\n")
+
+
 def main(_: list[str]) -> None:
     print(this_machine())
+    if CONFIG.value is not None:
+        of_config(CONFIG.value)
+        return
     if QUICK.value:
         settings = [(32, 3, 2)]
     else:
         settings = [(envs, 16, WINDOW) for envs in (64, 256, 1024)] + [(256, turns, WINDOW) for turns in (32, 64)]
         settings += [(128, 16, 16), (64, 32, 32), (32, 64, 64)]  # full history
     rows = cost_per_step(settings)
-    parts = parts_of_an_update(32, 3) if QUICK.value else parts_of_an_update(256, 16)
+    parts = parts_of_an_update(config_of(32, 3, WINDOW) if QUICK.value else config_of(256, 16, WINDOW))
     if JSON.value:
         found = {"machine": this_machine(), "train_step": rows, "parts_s": parts}
         Path(JSON.value).write_text(json.dumps(found, indent=1) + "\n")

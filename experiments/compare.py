@@ -1,4 +1,4 @@
-"""Methods side by side on GridWalker: `python experiments/compare.py [--methods=...] [--starts=weak,random] [--seeds=0,1,2]`.
+"""Methods side by side on GridWalker: `python experiments/compare.py [--methods=...] [--starts=weak,random] [--seeds=0,1]`.
 
 The tiny model, everything but the method the same: world, conversation, optimiser, entropy bonus, environment steps. "weak"
 starts from a short imitation that all methods of a run seed share, "random" from random weights. Finished runs are only
@@ -66,7 +66,7 @@ def start_folder(seed: str) -> Path:
 def train(folder: Path, *arguments: str, core: int | None = None) -> None:
     command = [sys.executable, "-m", "jaxvlmrl.train", f"--workdir={folder}", *arguments]
     pin = (lambda: os.sched_setaffinity(0, {core})) if core is not None and hasattr(os, "sched_setaffinity") else None
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=pin)  # noqa: PLW1509
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=pin)
 
 
 def imitate(seed: str) -> None:

@@ -7,11 +7,19 @@ mkdir -p "$OUT"
 export PYTHONPATH="$PWD:$PWD/.whl:${PYTHONPATH:-}"
 for wheel in .whl/*.whl; do [ -e "$wheel" ] && python -m zipfile -e "$wheel" .whl; done
 python -c 'import jax; print(jax.__version__, jax.devices())' | tee "$OUT/device.txt"
-python experiments/bench_generate.py --random --batches=1,64,256 --json="$OUT/bench_generate_gpu.json" | tee "$OUT/bench_generate_gpu.txt"
-for config in smolvlm_256m_gridwalker_sft smolvlm_256m_gridwalker_vl_dac qwen3_vl_2b_gridwalker_vl_dac; do
-  python -m jaxvlmrl.plan --config="configs/$config.py" --config.conversation.tokenizer=tiny --config.conversation.template=tiny \
-    --config.conversation.short_prompt=true | tee "$OUT/plan_$config.txt"
+# Decoding: tokens a second and their share of the bound, goal 60%.
+for model in smolvlm_256m qwen3_vl_2b; do
+  python experiments/bench_generate.py --model=$model --dtype=bfloat16 --batches=1,64,256 \
+    --json="$OUT/bench_generate_$model.json" | tee "$OUT/bench_generate_$model.txt"
+done
+# A whole update: its parts (rendering and dynamics: below 5%), and learning's share of the matrix rate (25%, 40%).
+words="--config.conversation.tokenizer=tiny --config.conversation.template=tiny --config.conversation.short_prompt=true"
+for config in smolvlm_256m_gridwalker_vl_dac qwen3_vl_2b_gridwalker_vl_dac; do
+  python experiments/bench_train_step.py --config="configs/$config.py" $words --json="$OUT/update_$config.json" |
+    tee "$OUT/update_$config.txt"
+  python -m jaxvlmrl.plan --config="configs/$config.py" $words | tee "$OUT/plan_$config.txt"
 done
 python -m jaxvlmrl.train --config=configs/smollm2_135m_gridwalker.py --workdir="$OUT/smollm2" \
-  --config.imitation.num_updates=300 --config.rl.num_updates=30 | tee "$OUT/smollm2_gpu.txt"
+  --config.perception.num_updates=400 --config.imitation.num_updates=300 --config.rl.num_updates=30 |
+  tee "$OUT/smollm2_gpu.txt"
 rm -rf "$OUT"/smollm2/checkpoints
