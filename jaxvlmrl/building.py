@@ -207,7 +207,7 @@ def make_actor_critic(config: Config, policy: Policy, env: AutoReset) -> ActorCr
     return ActorCritic(
         policy, config.critic, env, config.algorithm, phase.optimizer.make(moving, steps),
         phase.critic_optimizer.make(phase.num_updates, steps), phase.num_updates, phase.num_turns, phase.epochs,
-        phase.minibatches, phase.microbatches, phase.envs_at_once, old_log_prob,
+        phase.minibatches, phase.microbatches, phase.envs_at_once, old_log_prob, config.curriculum,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from envs_jax.grid_walker import grid_walker
 from envs_jax.grid_walker.players import FewestCommands
 from jaxvlmrl.adapters import Tuning
 from jaxvlmrl.algorithms import ALGORITHMS, VLDAC, Algorithm
+from jaxvlmrl.curriculum import Curriculum
 from jaxvlmrl.imitation import Demonstrations
 from jaxvlmrl.models.critics import CNNCritic, Critic
 from jaxvlmrl.models.qwen3_vl import Qwen3VL
@@ -110,6 +111,7 @@ class Config:
     algorithm: Algorithm = field(default_factory=VLDAC)
     critic: Critic = field(default_factory=CNNCritic)
     perception: PerceptionPhase = field(default_factory=PerceptionPhase)
+    curriculum: Curriculum = field(default_factory=Curriculum)  # of reinforcement learning
     imitation: ImitationPhase = field(default_factory=ImitationPhase)
     rl: RLPhase = field(default_factory=RLPhase)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -213,7 +215,8 @@ class Config:
         if self.evaluation.batch < 2:
             raise ConfigError("config.evaluation.batch must be at least 2")
         try:
-            self.env.check(self.env_params)
+            for params in (self.env_params, *self.curriculum.levels):
+                self.env.check(params)
         except ValueError as error:
             raise ConfigError(f"the environment cannot be made: {error}") from error
 

@@ -127,6 +127,8 @@ def in_words(plan: Plan, memory: int) -> str:
         name = f"({need.what})" if need.is_within else need.what
         lines.append(f"  {name:24s} {need.bytes / GIB:9.3f} GiB   {need.how}")
     lines.append(f"  {'in all':24s} {plan.total / GIB:9.3f} GiB   of {memory / GIB:.1f}")
+    if not any(need.what == "temporary" for need in plan.needs):
+        lines.append("  activations are not counted: that takes compiling")
     if plan.total > memory:
         largest = max(plan.needs, key=lambda need: need.bytes)
         lines.append(f"  does not fit; most is taken by {largest.what}: {KNOBS[largest.what]}")

@@ -1,6 +1,6 @@
 """One update of reinforcement learning: play, judge, and learn over epochs of minibatches, as one function for `jit`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from jaxvlmrl.adapters import joined
 from jaxvlmrl.algorithms.algorithm import Algorithm, Experience, Steps
 from jaxvlmrl.algorithms.masking import masked_mean
 from jaxvlmrl.conversation import Turns
+from jaxvlmrl.curriculum import Curriculum, Lessons
 from jaxvlmrl.models.critics import Critic
 from jaxvlmrl.models.layers import Params
 from jaxvlmrl.policy import Policy
@@ -32,6 +33,7 @@ class Learner(NamedTuple):
     policy_optimizer: Any
     critic_optimizer: Any
     session: Session
+    lessons: Lessons  # of the curriculum
 
 
 class When(NamedTuple):
@@ -77,6 +79,7 @@ class ActorCritic:
     microbatches: int  # a minibatch's gradient is gathered in so many parts
     envs_at_once: int  # in a rollout; 0 for all
     old_log_prob: str  # "sampler" or "recomputed"
+    curriculum: Curriculum = field(default_factory=Curriculum)
 
     def init(self, params: Params, env_params: EnvParams, key: jax.Array) -> Learner:
         critic_key, env_key = jax.random.split(key)
@@ -86,13 +89,16 @@ class ActorCritic:
         critic = self.critic.init(critic_key, height, width, self.policy.model.text.width)
         session = rollout.begin(self.policy, self.env, env_params, env_key)
         optimizers = self.policy_optimizer.init(params), self.critic_optimizer.init(critic)
-        return Learner(params, critic, jax.tree.map(jnp.copy, params), *optimizers, session)
+        lessons = self.curriculum.start(len(session.place.turn))
+        return Learner(params, critic, jax.tree.map(jnp.copy, params), *optimizers, session, lessons)
 
     def step(
         self, learner: Learner, frozen: Params, env_params: EnvParams, key: jax.Array, index: jax.Array
     ) -> tuple[Learner, Metrics]:
         """Update `index` of the phase: one rollout and all the learning from it."""
         play_key, shuffle_key = jax.random.split(key)
+        lessons = self.curriculum.draw(learner.lessons, jax.random.fold_in(key, 3), self.algorithm.environments_alike)
+        env_params = self.curriculum.params(lessons, env_params)
         if self.algorithm.whole_episodes:
             learner = learner._replace(session=self.fresh_session(env_params, jax.random.fold_in(key, 2)))
         trajectory, session = rollout.play_in_parts(
@@ -103,8 +109,10 @@ class ActorCritic:
         value, final_value = self.judge(learner.critic, trajectory, session)
         rows, valued = self.rows(learner, frozen, trajectory, value, final_value, is_played)
         when = When(index < self.algorithm.warmup_updates, index / self.num_updates)
-        learner, learned = self.learn(learner._replace(session=session), frozen, rows, shuffle_key, when)
-        return learner, learned | valued | played(self.policy, trajectory, is_played)
+        lessons, taught = self.curriculum.learn(lessons, trajectory, is_played)
+        learner = learner._replace(session=session, lessons=lessons)
+        learner, learned = self.learn(learner, frozen, rows, shuffle_key, when)
+        return learner, learned | valued | taught | played(self.policy, trajectory, is_played)
 
     @property
     def reads_final(self) -> bool:
