@@ -1,4 +1,4 @@
-"""VL-DAC from random weights, no demonstrations: only canonical answers can be sampled, wins are the only reward.
+"""VL-DAC from random weights, no demonstrations: only canonical answers can be sampled, wins and a cost a turn are all.
 
     python -m jaxvlmrl.train --config=configs/gridwalker_from_scratch.py
 

@@ -27,7 +27,8 @@ def train(name: str, seed: int) -> dict[str, Any]:
 
 
 def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    """Of the working tree, which a finished run that is only read may be older than; -dirty where it was changed."""
+    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"
 
 
@@ -52,7 +53,12 @@ def main(_: list[str]) -> None:
     name = Path(CONFIG.value).stem
     summaries = [train(name, int(seed)) for seed in SEEDS.value]
     rates = [s["heldout"]["win_rate_greedy"] for s in summaries]
-    found = {"config": CONFIG.value, "commit": commit(), "mean_win_rate_greedy": statistics.mean(rates)}
+    found = {
+        "command": " ".join(sys.argv),
+        "config": CONFIG.value,
+        "commit": commit(),
+        "mean_win_rate_greedy": statistics.mean(rates),
+    }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(found | {"runs": summaries}, indent=1) + "\n")
     print(table(summaries))

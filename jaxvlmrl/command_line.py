@@ -22,7 +22,8 @@ def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None]) -> fl
         rest = values(list(argv))
     except flags.Error as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") else lines[0]) from error
+        sentence = f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") else lines[0]
+        raise ConfigError(sentence.rpartition("ConfigError: ")[2]) from error  # a config may have said it itself
     if len(rest) > 1:
         raise ConfigError(f"{rest[1]} is no flag; flags are written --name=value")
     return values
@@ -62,6 +63,9 @@ def read_config(argv: Sequence[str], define: Callable[[flags.FlagValues], None])
 
 
 def _not_loaded(argv: Sequence[str], error: OSError) -> str:
+    path = Path(_config_path(argv).partition(":")[0])
+    if not path.is_file():
+        return f"there is no config {path}"
     reason = str(error.__cause__ or error).strip().splitlines()
     return f"the config {_config_path(argv)} cannot be loaded: {reason[0] if reason else 'no reason given'}"
 

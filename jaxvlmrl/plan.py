@@ -26,9 +26,9 @@ KNOBS = {
     "trained parameters": "--config.tuning.lora (adapters only) or config.tuning.frozen",
     "best and first policy": "--config.tuning.lora (adapters only) or config.tuning.frozen",
     "the rest of the state": "--config.tuning.lora or config.tuning.frozen: the optimiser keeps twice what is trained",
-    "keys and values": "a smaller config.rl.envs_at_once or config.conversation.window",
-    "logits": "a smaller config.conversation.tokens_at_once",
-    "temporary": "more config.rl.microbatches, a smaller config.rl.envs_at_once, --config.model.remat",
+    "keys and values": "a smaller config.rl.envs_at_once (0 is all of them) or config.conversation.window",
+    "logits": "a smaller config.conversation.tokens_at_once (0 is all of them)",
+    "temporary": "more config.rl.microbatches, a smaller config.rl.envs_at_once (0 is all), --config.model.remat",
 }
 
 
