@@ -139,6 +139,8 @@ class Config:
             rl = dataclasses.replace(rl, num_turns=int(self.env_params.max_turns))
         if not kind.has_ratio:
             rl = dataclasses.replace(rl, epochs=1)
+        if not kind.is_mean_over_rows:
+            rl = dataclasses.replace(rl, microbatches=1)
         return dataclasses.replace(self, algorithm=kind(**carried), rl=rl)
 
     def tiny(self) -> "Config":
@@ -150,7 +152,8 @@ class Config:
         perception = small(self.perception, num_updates=min(self.perception.num_updates, 2), num_frames=8)
         imitation = small(self.imitation, num_updates=min(self.imitation.num_updates, 2), num_envs=4, num_turns=6)
         rl = small(self.rl, num_updates=min(self.rl.num_updates, 2), num_envs=8, num_turns=6)
-        rl = small(rl, epochs=1, minibatches=2, microbatches=2, envs_at_once=min(rl.envs_at_once, 4))
+        parts = 2 if self.algorithm.is_mean_over_rows else 1
+        rl = small(rl, epochs=1, minibatches=2, microbatches=parts, envs_at_once=min(rl.envs_at_once, 4))
         seeds = Evaluation(test=(1000, 1008), validation=(5000, 5008), batch=8)
         algorithm = small(self.algorithm, warmup_updates=min(self.algorithm.warmup_updates, 1))
         imitation = small(imitation, minibatches=2)
@@ -228,6 +231,10 @@ class Config:
         if self.algorithm.whole_episodes and self.rl.num_turns < int(self.env_params.max_turns):
             turns = f"config.rl.num_turns = {self.rl.num_turns} is below config.env_params.max_turns"
             raise ConfigError(f"{name} learns from whole episodes, but {turns}")
+        if not self.algorithm.has_ratio and self.rl.epochs > 1:
+            raise ConfigError(f"{name} has no ratio: config.rl.epochs must be 1")
+        if not self.algorithm.is_mean_over_rows and self.rl.microbatches > 1:
+            raise ConfigError(f"{name} divides by what a minibatch keeps: config.rl.microbatches must be 1")
         if 0 < self.rl.num_updates <= self.algorithm.warmup_updates:
             raise ConfigError("config.algorithm.warmup_updates leaves no update to the policy")
 

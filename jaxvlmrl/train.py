@@ -115,7 +115,7 @@ class Loop(NamedTuple):
             say(f"goes on with {phase.name} after update {position.update} of {phase.num_updates}")
             if position.made_on != this_machine():
                 say(f"the checkpoint is of another machine ({position.made_on}): the run goes on, bits may differ")
-            if position.best_row:
+            if position.best_row or self.config.start_from:
                 self.run.save_best(position, best)
             return state, Progress(position, best, before)
         return state, Progress(position._replace(phase=index, update=0), progress.best, progress.best)
@@ -160,7 +160,9 @@ class Loop(NamedTuple):
     def probe(self, phase: Phase, progress: Progress, policy: Params) -> tuple[Progress, Row]:
         """What a phase measures in place of games, on the validation seeds; it is the newest policy that is kept."""
         kept = jax.tree.map(jnp.copy, policy)
-        position = progress.position._replace(best_row=progress.position.row)
+        position = progress.position._replace(
+            best_row=progress.position.row, best_score=(-1.0, 0.0)
+        )  # it has not played
         self.run.save_best(position, kept)
         return Progress(position, kept, progress.before), self.ask(phase, policy, "validation")
 

@@ -263,6 +263,11 @@ class ActorCritic:
         )
 
 
+def spread(x: jax.Array, counts: jax.Array) -> jax.Array:
+    """The largest minus the smallest of what counts."""
+    return jnp.max(jnp.where(counts, x, -jnp.inf)) - jnp.min(jnp.where(counts, x, jnp.inf))
+
+
 def played(policy: Policy, trajectory: Trajectory, is_played: jax.Array) -> Metrics:
     """What happened in a rollout, as scalars."""
     is_done = (trajectory.terminated | trajectory.truncated) & is_played
@@ -273,7 +278,7 @@ def played(policy: Policy, trajectory: Trajectory, is_played: jax.Array) -> Metr
         "rollout/episodes": jnp.sum(is_done),
         "rollout/turns": jnp.sum(is_played),
         "rollout/reward_per_turn": of_turns(trajectory.reward),
-        "rollout/reward_spread": jnp.max(trajectory.reward) - jnp.min(trajectory.reward),
+        "rollout/reward_spread": spread(trajectory.reward, is_played),
         "rollout/unparsable_share": of_turns(trajectory.action < 0),
         "rollout/tokens": jnp.sum(trajectory.turns.answer_valid & is_played[..., None]),
     }

@@ -101,6 +101,7 @@ class Algorithm(ABC):
     whole_episodes: ClassVar[bool] = False  # every update begins with fresh ones and learns from one an environment
 
     has_ratio: ClassVar[bool] = True  # without one a rollout is learned from once
+    is_mean_over_rows: ClassVar[bool] = True  # else a minibatch cannot be cut into parts whose losses are averaged
     compares_states: ClassVar[bool] = False  # wants an environment's `anchor`
 
     @property

@@ -7,6 +7,7 @@ Source: reference sheet "critic_free" (2503.14476).
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -27,6 +28,8 @@ class DAPO(GroupMethod):
     max_tokens: float = 0.0
     cached_tokens: float = 0.0
 
+    is_mean_over_rows: ClassVar[bool] = False
+
     def advantage(self, outcome: Float[Array, " B"], same: Same) -> Float[Array, " B"]:
         return groups.z_scores(outcome, same, self.std_eps)
 
@@ -36,6 +39,8 @@ class DAPO(GroupMethod):
     def length_penalty(self, tokens: Float[Array, " B"]) -> Float[Array, " B"]:
         if not self.max_tokens:
             return jnp.zeros_like(tokens)
+        if not self.cached_tokens:
+            return jnp.where(tokens > self.max_tokens, -1.0, 0.0)
         return jnp.clip((self.max_tokens - self.cached_tokens - tokens) / self.cached_tokens, -1.0, 0.0)
 
     def credit(self, experience: Experience) -> Credit:

@@ -8,6 +8,7 @@ reference sheets "critic_free" (2503.20783) and "gridwalker_grpo", section 2.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -41,6 +42,8 @@ class GridWalkerGRPO(DrGRPO):
 
     kl_coef: float = 0.04
     length: float = 20.0
+
+    is_mean_over_rows: ClassVar[bool] = False
 
     def is_kept(self, outcome: Float[Array, " B"], advantage: Float[Array, " B"], same: Same) -> Bool[Array, " B"]:
         return jnp.ones_like(outcome, bool)

@@ -7,6 +7,7 @@ M is constant, not the number of episodes left. Source: reference sheet "critic_
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -27,6 +28,8 @@ class LOOP(GroupMethod):
     least_advantage: float = 0.01
     divisor: float = 0.0  # M; 0 takes the episodes of the minibatch
     ratio: str = field(default="token", metadata={"choices": ("token", "episode")})
+
+    is_mean_over_rows: ClassVar[bool] = False
 
     def advantage(self, outcome: Float[Array, " B"], same: Same) -> Float[Array, " B"]:
         return groups.minus_others(outcome, same)

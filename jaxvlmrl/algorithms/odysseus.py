@@ -41,6 +41,7 @@ class Odysseus(Algorithm):
     form: str = field(default="paper", metadata={"choices": ("paper", "code")})
 
     whole_episodes: ClassVar[bool] = True
+    is_mean_over_rows: ClassVar[bool] = False
 
     def credit(self, experience: Experience) -> Credit:
         x = experience

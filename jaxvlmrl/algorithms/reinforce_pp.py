@@ -9,6 +9,7 @@ With the baseline the group's mean is taken from R first, q has no KL, and the l
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +32,8 @@ class ReinforcePP(GroupMethod):
     group_size: int = 1
     token_gamma: float = 1.0
     has_group_baseline: bool = False  # wants a group_size above 1
+
+    is_mean_over_rows: ClassVar[bool] = False
 
     @property
     def kl_in_loss(self) -> bool:
