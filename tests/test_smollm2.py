@@ -12,6 +12,7 @@ from jaxvlmrl.models import gguf_file, pretrained
 from jaxvlmrl.models.attention import attend_causally
 from jaxvlmrl.models.generation import generate, prompt
 from jaxvlmrl.models.smolvlm import VisionConfig, smolvlm_256m
+from jaxvlmrl.models.weights import WeightsError
 from jaxvlmrl.text.gguf_tokenizer import SMOLVLM_SPECIALS, tokenizer
 
 pytest.importorskip("gguf", reason="gguf is not installed")
@@ -40,6 +41,18 @@ def test_it_knows_the_capital_of_france(loaded):
     ids = jnp.asarray([words.encode(PROMPTS[0]).ids], jnp.int32)
     said = jax.jit(lambda params: generate(model, params, *prompt(model, params, ids), num_tokens=4))(params)
     assert words.decode(np.asarray(said)[0].tolist()).startswith(" Paris")
+
+
+def test_an_unknown_quantisation_is_named(monkeypatch: pytest.MonkeyPatch):
+    """The reader says that it cannot by an exception of its own; a user reads which tensor it was."""
+    import gguf.quants
+
+    def cannot(*_):
+        raise NotImplementedError
+
+    monkeypatch.setattr(gguf.quants, "dequantize", cannot)
+    with pytest.raises(WeightsError, match="is quantised in a way that is not known"):
+        gguf_file.load(PATH)
 
 
 def test_logits_are_transformers(loaded):
