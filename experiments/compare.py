@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
 
-METHODS = {  # by the name in the table: (algorithm, overrides)
+METHODS = {  # by the name in the table: (the config's variant, overrides)
     "VL-DAC": ("vl_dac", []),
     "RL4VLM": ("rl4vlm", []),
     "turn PPO": ("turn_ppo", []),
@@ -33,10 +33,12 @@ METHODS = {  # by the name in the table: (algorithm, overrides)
     "GiGPO": ("gigpo", []),
     "VL-DAC, no warm-up": ("vl_dac", ["--config.algorithm.warmup_updates=0"]),
     "VL-DAC, no KL": ("vl_dac", ["--config.algorithm.kl_coef=0."]),
+    "VL-DAC, shared backbone": ("vl_dac,value_head", []),
+    "VL-DAC, shared, no stop-gradient": ("vl_dac,value_head", ["--config.critic.stop_gradient=False"]),
 }
 START_STEPS = {"weak": 150_000, "random": 500_000}
 WHOLE_EPISODES = ("odysseus", "grpo", "dr_grpo", "dapo", "rloo", "loop", "reinforce_pp", "gigpo")
-TURNS_PER_EPISODE = 6.5  # what an episode of these runs takes on average, to give all methods about the same steps
+TURNS_PER_EPISODE = 5.3  # what an episode of these runs takes on average, to give all methods about the same steps
 ENVIRONMENTS, SEGMENT = 256, 16
 IMITATION = 60  # updates of the weak start
 RESULTS = Path(__file__).parent / "results"
@@ -77,11 +79,11 @@ def imitate(seed: str) -> None:
 
 
 def run(job: Job, cores: "Queue[int]") -> None:
-    algorithm, overrides = METHODS[job.method]
-    per_update = ENVIRONMENTS * (TURNS_PER_EPISODE if algorithm in WHOLE_EPISODES else SEGMENT)
+    variant, overrides = METHODS[job.method]
+    per_update = ENVIRONMENTS * (TURNS_PER_EPISODE if variant in WHOLE_EPISODES else SEGMENT)
     updates = round(START_STEPS[job.start] / per_update)
     recipe = "quickstart" if job.start == "weak" else "gridwalker_from_scratch"
-    arguments = [f"--config=configs/{recipe}.py:{algorithm}", f"--config.seed={job.seed}", *overrides]
+    arguments = [f"--config=configs/{recipe}.py:{variant}", f"--config.seed={job.seed}", *overrides]
     arguments += [f"--config.rl.num_updates={updates}", "--config.imitation.num_updates=0"]
     if job.start == "weak":
         arguments.append(f"--config.start_from={start_folder(job.seed)}")

@@ -18,7 +18,7 @@ from jaxvlmrl.adapters import Tuning
 from jaxvlmrl.algorithms import ALGORITHMS, VLDAC, Algorithm
 from jaxvlmrl.curriculum import Curriculum
 from jaxvlmrl.imitation import Demonstrations
-from jaxvlmrl.models.critics import CNNCritic, Critic
+from jaxvlmrl.models.critics import CRITICS, CNNCritic, Critic
 from jaxvlmrl.models.qwen3_vl import Qwen3VL
 from jaxvlmrl.models.smolvlm import SmolVLM
 from jaxvlmrl.optimizer import Optimizer
@@ -120,13 +120,18 @@ class Config:
     seed: int = 0
 
     def variant(self, names: str) -> "Config":
-        """What stands after the colon of `--config=configs/NAME.py:grpo,tiny`: an algorithm's name, `tiny`, or both."""
+        """What stands after the colon of `--config=configs/NAME.py:vl_dac,value_head,tiny`.
+
+        The name of an algorithm, of a critic, `tiny`: any of them.
+        """
         wanted = [name for name in names.split(",") if name]
-        unknown = [name for name in wanted if name != "tiny" and name not in ALGORITHMS]
+        known = ("tiny", *ALGORITHMS, *CRITICS)
+        unknown = [name for name in wanted if name not in known]
         if unknown:
-            raise ConfigError(f"the config has no variant {unknown[0]}; there are tiny, {', '.join(ALGORITHMS)}")
+            raise ConfigError(f"the config has no variant {unknown[0]}; there are {', '.join(known)}")
         for name in wanted:
-            self = self if name == "tiny" else self.with_algorithm(name)
+            self = self.with_algorithm(name) if name in ALGORITHMS else self
+            self = dataclasses.replace(self, critic=CRITICS[name]()) if name in CRITICS else self
         return self.tiny() if "tiny" in wanted else self
 
     def with_algorithm(self, name: str) -> "Config":
@@ -220,8 +225,14 @@ class Config:
         try:
             for params in (self.env_params, *self.curriculum.levels):
                 self.env.check(params)
+                self._check_turns(params)
         except ValueError as error:
             raise ConfigError(f"the environment cannot be made: {error}") from error
+
+    def _check_turns(self, params: Any) -> None:
+        most, given = int(self.env_params.max_turns), int(params.max_turns)
+        if given > most:
+            raise ConfigError(f"a level of config.curriculum has {given} turns, config.env_params.max_turns is {most}")
 
     def _check_algorithm(self) -> None:
         alike, name = self.algorithm.environments_alike, type(self.algorithm).__name__

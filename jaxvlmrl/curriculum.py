@@ -56,7 +56,8 @@ class Curriculum:
         """New chances, from the episodes that ended; and how each level goes."""
         if not self.levels:
             return lessons, {}
-        is_done = ((trajectory.terminated | trajectory.truncated) & is_played).reshape(-1)
+        began_here = jnp.arange(len(is_played))[:, None] >= trajectory.turns_so_far  # on a board of this level
+        is_done = ((trajectory.terminated | trajectory.truncated) & is_played & began_here).reshape(-1)
         level = jnp.broadcast_to(lessons.level[None], is_played.shape).reshape(-1)
         turns = (trajectory.turns_so_far + 1).reshape(-1).astype(jnp.float32)
         nobodys = len(self.levels)  # the level of turns that ended no episode

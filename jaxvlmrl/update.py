@@ -108,7 +108,8 @@ class ActorCritic:
         is_played = self.is_played(trajectory)
         value, final_value = self.judge(learner.critic, trajectory, session)
         rows, valued = self.rows(learner, frozen, trajectory, value, final_value, is_played)
-        when = When(index < self.algorithm.warmup_updates, index / self.num_updates)
+        is_warmup = self.algorithm.uses_critic & (index < self.algorithm.warmup_updates)
+        when = When(is_warmup, index / self.num_updates)
         lessons, taught = self.curriculum.learn(lessons, trajectory, is_played)
         learner = learner._replace(session=session, lessons=lessons)
         learner, learned = self.learn(learner, frozen, rows, shuffle_key, when)
@@ -243,19 +244,20 @@ class ActorCritic:
 
             total, metrics = jax.lax.scan(part, jax.tree.map(jnp.zeros_like, params), order)
             grads = jax.tree.map(lambda x: x / self.microbatches, total)
-            return self._apply(learner, grads, when), metrics | {"policy/grad_norm": optax.global_norm(grads[0])}
+            stays = when.is_warmup | ~jnp.any(rows.steps.is_step[order.reshape(-1)])
+            return self._apply(learner, grads, stays), metrics | {"policy/grad_norm": optax.global_norm(grads[0])}
 
         learner, metrics = jax.lax.scan(minibatch, learner, orders.reshape(shape))
         gaps = metrics.pop("ratio/gap")
         means = {name: jnp.mean(values) for name, values in metrics.items()}
         return learner, means | {"ratio/max_gap": jnp.max(gaps[0])}  # before the first step: sampler against trainer
 
-    def _apply(self, learner: Learner, grads: tuple[Params, Params], when: When) -> Learner:
-        """One optimiser step. During warm-up nothing of the policy moves, its optimiser's state included."""
+    def _apply(self, learner: Learner, grads: tuple[Params, Params], stays: jax.Array) -> Learner:
+        """One optimiser step. Where the policy stays, in warm-up or without a step to learn from, so does its optimiser."""
         updates, optimizer = self.policy_optimizer.update(grads[0], learner.policy_optimizer, learner.policy)
         moved = (optax.apply_updates(learner.policy, updates), optimizer)
         kept = (learner.policy, learner.policy_optimizer)
-        policy, policy_optimizer = jax.tree.map(lambda new, old: jnp.where(when.is_warmup, old, new), moved, kept)
+        policy, policy_optimizer = jax.tree.map(lambda new, old: jnp.where(stays, old, new), moved, kept)
         updates, critic_optimizer = self.critic_optimizer.update(grads[1], learner.critic_optimizer, learner.critic)
         critic = optax.apply_updates(learner.critic, updates)
         return learner._replace(

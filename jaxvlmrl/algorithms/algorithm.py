@@ -93,16 +93,19 @@ class Algorithm(ABC):
     kl_coef: float = 0.0  # 0 leaves out the pass of the reference policy
     kl_estimator: str = field(default="k3", metadata={"choices": tuple(kl.ESTIMATORS)})
     entropy_coef: float = 0.0
-    final_entropy_coef: float | None = None  # reached linearly on the last update; None keeps it where it is
+    final_entropy_coef: float | None = None  # where it falls to, linearly, by the end; None keeps it where it is
     value_coef: float = 0.5
-    warmup_updates: int = 0  # whole updates that train the value only
+    warmup_updates: int = 0  # whole updates that train the value only, where there is a critic
 
-    uses_critic: ClassVar[bool] = True
     whole_episodes: ClassVar[bool] = False  # every update begins with fresh ones and learns from one an environment
 
     has_ratio: ClassVar[bool] = True  # without one a rollout is learned from once
     is_mean_over_rows: ClassVar[bool] = True  # else a minibatch cannot be cut into parts whose losses are averaged
     compares_states: ClassVar[bool] = False  # wants an environment's `anchor`
+
+    @property
+    def uses_critic(self) -> bool:
+        return True
 
     @property
     def kl_in_loss(self) -> bool:

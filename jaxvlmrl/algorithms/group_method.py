@@ -27,8 +27,11 @@ class GroupMethod(Algorithm):
     clip_low: float = 0.2
     clip_high: float = 0.2
 
-    uses_critic: ClassVar[bool] = False
     whole_episodes: ClassVar[bool] = True
+
+    @property
+    def uses_critic(self) -> bool:
+        return False
 
     @property
     def environments_alike(self) -> int:

@@ -43,18 +43,27 @@ class Odysseus(Algorithm):
     whole_episodes: ClassVar[bool] = True
     is_mean_over_rows: ClassVar[bool] = False
 
+    @property
+    def uses_critic(self) -> bool:
+        return self.estimator == "ppo"
+
     def credit(self, experience: Experience) -> Credit:
         x = experience
         returns = returns_to_go(x.reward, x.is_played, self.gamma)
         tokens = jnp.sum(x.is_action_token, axis=-1)
-        advantage = self.advantage(x.reward, returns, x.value[:-1], x.is_played, tokens)
-        length = jnp.sum(x.is_played, axis=0)
-        turn = jnp.arange(len(x.reward))[:, None]
-        is_trimmed = (turn >= (length - self.last_turns_dropped)[None]) & (length > self.last_turns_dropped)[None]
-        is_kept = x.is_played & ~(is_trimmed & bool(self.last_turns_dropped))
+        is_kept = x.is_played & ~self.is_dropped(x.is_played)
+        counts = is_kept if self.uses_critic else x.is_played  # an outcome is of all turns
+        advantage = self.advantage(x.reward, returns, x.value[:-1], counts, tokens)
         if self.keeps_only_positive:
             is_kept &= advantage > 0
         return Credit(jnp.where(is_kept, advantage, 0.0), returns, is_kept)
+
+    def is_dropped(self, is_played: Bool[Array, "T B"]) -> Bool[Array, "T B"]:
+        """The last turns of episodes that are longer than those."""
+        length = jnp.sum(is_played, axis=0)[None]
+        turn = jnp.arange(len(is_played))[:, None]
+        drops = self.last_turns_dropped
+        return (turn >= length - drops) & (length > drops) & bool(drops)
 
     def advantage(
         self,

@@ -84,3 +84,4 @@ class ValueHead:
 
 
 Critic = CNNCritic | ValueHead
+CRITICS: dict[str, type[Critic]] = {"cnn_critic": CNNCritic, "value_head": ValueHead}  # by their names in a config
