@@ -99,6 +99,16 @@ class Question:
     answer: Callable[[State], jax.Array]  # int32 scalar, the index of the true one
 
 
+@dataclass(frozen=True, eq=False)
+class Thoughts:
+    """What may be thought before an action, as a closed set of texts, and what of it is true in a state."""
+
+    texts: tuple[str, ...]
+    apt: Callable[[jax.Array, State, jax.Array], jax.Array]  # (key, state, action) -> int32 index of a true one
+    is_true: Callable[[State], jax.Array]  # [texts] bool
+    imagines: Callable[[State], jax.Array]  # [texts] bool: says that something is seen which is not in the picture
+
+
 @dataclass(unsafe_hash=True)
 class TextEnvironment(Environment):
     """An environment that is played with written answers; actions are int32 scalars."""
@@ -132,6 +142,10 @@ class TextEnvironment(Environment):
     def questions(self) -> tuple[Question, ...]:
         """What can be asked of its pictures, for lessons in perception."""
         return ()
+
+    def thoughts(self) -> Thoughts | None:
+        """What a player may think before it acts, for lessons in thinking; None where there is nothing."""
+        return None
 
     @abstractmethod
     def answer_parser(self) -> AnswerParser:

@@ -64,6 +64,7 @@ def make_policy(config: Config) -> Policy:
         prompt = env.short_prompt if talk.short_prompt else env.prompt
         turns = int(config.env_params.max_turns)
         chat = Chat(tokenizer, talk.template, prompt, config.model.num_image_tokens, turns, talk.max_answer_tokens)
+        check_thoughts(config, chat)
         for action in env.actions():
             chat.answer_ids(env.answer_text(action))
         longest = len(chat.prefix_ids) + turns * chat.tokens_per_turn + 0 * chat.image_slot
@@ -73,8 +74,21 @@ def make_policy(config: Config) -> Policy:
         limit = config.model.text.max_positions
         raise ConfigError(f"a conversation of {turns} turns takes {longest} tokens, the model has room for {limit}")
     return Policy(
-        model, chat, env, talk.window, talk.constrained, talk.temperature, talk.top_k, talk.top_p, talk.tokens_at_once
-    )
+        model, chat, env, talk.window, talk.constrained, talk.temperature, talk.top_k, talk.top_p,
+        talk.tokens_at_once, talk.thought_tokens,
+    )  # fmt: skip
+
+
+def check_thoughts(config: Config, chat: Chat) -> None:
+    """Raises ValueError where thoughts are wanted and the tokenizer or the environment has none."""
+    if not config.conversation.thought_tokens:
+        return
+    thoughts, _ = config.env.thoughts(), chat.thought_ids
+    if thoughts is None:
+        raise ValueError(f"{config.env.name} has no thoughts: config.conversation.thought_tokens must be 0")
+    longest = max(len(chat.tokenizer.encode(text)) for text in thoughts.texts)
+    if config.imitation.num_updates and longest > config.conversation.thought_tokens:
+        raise ValueError(f"a thought takes {longest} tokens, config.conversation.thought_tokens is below")
 
 
 def image_shape(config: Config) -> tuple[int, int]:
@@ -208,6 +222,7 @@ def make_actor_critic(config: Config, policy: Policy, env: AutoReset) -> ActorCr
         policy, config.critic, env, config.algorithm, phase.optimizer.make(moving, steps),
         phase.critic_optimizer.make(phase.num_updates, steps), phase.num_updates, phase.num_turns, phase.epochs,
         phase.minibatches, phase.microbatches, phase.envs_at_once, old_log_prob, config.curriculum,
+        phase.thought_reward, phase.thought_paid_for,
     )  # fmt: skip
 
 

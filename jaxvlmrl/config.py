@@ -14,6 +14,7 @@ from envs_jax import GridWalker
 from envs_jax.environment import TextEnvironment
 from envs_jax.grid_walker import grid_walker
 from envs_jax.grid_walker.players import FewestCommands
+from jaxvlmrl import thinking
 from jaxvlmrl.adapters import Tuning
 from jaxvlmrl.algorithms import ALGORITHMS, VLDAC, Algorithm
 from jaxvlmrl.curriculum import Curriculum
@@ -22,6 +23,7 @@ from jaxvlmrl.models.critics import CRITICS, CNNCritic, Critic
 from jaxvlmrl.models.qwen3_vl import Qwen3VL
 from jaxvlmrl.models.smolvlm import SmolVLM
 from jaxvlmrl.optimizer import Optimizer
+from jaxvlmrl.text.tokenizer import OWN
 
 Model = SmolVLM | Qwen3VL
 CARRIED = {"gamma", "gae_lambda", "entropy_coef", "final_entropy_coef"}  # of the task and the model, not of a method
@@ -35,7 +37,8 @@ class ConfigError(ValueError):
 class Conversation:
     """How the model is spoken to."""
 
-    tokenizer: str = "tiny"  # the package's own; "smolvlm"; "weights" for the model's folder; or a folder of its own
+    # the package's own ("tiny", "tiny_thinking"); "smolvlm"; "weights" for the model's folder; or a folder of its own
+    tokenizer: str = "tiny"
     template: str = "tiny"  # the wording: tiny, smolvlm, qwen3_vl, or a .json file
     short_prompt: bool = True  # the environment's few words in place of its rules
     window: int = 3  # turns in sight, the current one included
@@ -45,6 +48,7 @@ class Conversation:
     top_k: int = 0  # only the k likeliest tokens can be drawn; 0 for all. Not in training
     top_p: float = 1.0  # only the likeliest that together have this probability. Not in training
     tokens_at_once: int = 0  # of a vocabulary's log-probs in training, for memory; 0 for all of a minibatch's part
+    thought_tokens: int = 0  # at most so many of `<think>...</think>` before the command; 0 for commands alone
 
 
 @dataclass
@@ -85,6 +89,8 @@ class RLPhase:
     validate_every: int = 10  # updates
     # "auto" takes the sampler's where float32 is exact, and has the trainer recompute them elsewhere
     old_log_prob: str = field(default="auto", metadata={"choices": ("auto", "sampler", "recomputed")})
+    thought_reward: float = 0.0  # for whole thoughts, in every turn or by their share with a win
+    thought_paid_for: str = field(default="wins", metadata={"choices": thinking.PAID})
     optimizer: Optimizer = field(default_factory=Optimizer)
     critic_optimizer: Optimizer = field(default_factory=lambda: Optimizer(max_grad_norm=1.0))
 
@@ -162,7 +168,7 @@ class Config:
         seeds = Evaluation(test=(1000, 1008), validation=(5000, 5008), batch=8)
         algorithm = small(self.algorithm, warmup_updates=min(self.algorithm.warmup_updates, 1))
         imitation = small(imitation, minibatches=2)
-        if self.conversation.tokenizer != "tiny":
+        if self.conversation.tokenizer not in OWN:
             kept = {name: getattr(self.model, name) for name in ("dtype", "param_dtype", "remat")}
             model = type(self.model)(**kept)
             words = {"tokenizer": "tiny", "template": "tiny", "short_prompt": True, "max_answer_tokens": 6}
@@ -211,6 +217,12 @@ class Config:
         talk = self.conversation
         if talk.top_k < 0 or talk.tokens_at_once < 0 or not 0 < talk.top_p <= 1:
             raise ConfigError("config.conversation.top_k and tokens_at_once must be at least 0, and 0 < top_p <= 1")
+        if talk.thought_tokens < 0 or (talk.thought_tokens and talk.max_answer_tokens < talk.thought_tokens + 4):
+            raise ConfigError(
+                "config.conversation.max_answer_tokens must hold thought_tokens, their two marks and a command"
+            )
+        if self.rl.thought_reward and not talk.thought_tokens:
+            raise ConfigError("config.rl.thought_reward pays for thoughts, but config.conversation.thought_tokens is 0")
         if talk.top_k or talk.top_p < 1:
             raise ConfigError("config.conversation.top_k and top_p cannot be used in training: a token that the policy does "
                               "not draw would have no probability to learn from")  # fmt: skip

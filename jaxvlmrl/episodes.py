@@ -16,10 +16,11 @@ from envs_jax.environment import Info, State, TextEnvironment
 from envs_jax.environment import Params as EnvParams
 from envs_jax.players import Player
 from envs_jax.wrappers import AutoReset, Step
-from jaxvlmrl import rollout
+from jaxvlmrl import rollout, thinking
 from jaxvlmrl.adapters import joined
 from jaxvlmrl.models.layers import Params
 from jaxvlmrl.policy import Policy
+from jaxvlmrl.thinking import Verdict
 
 EYES = ("own", "blank", "shuffled")
 ENDED = -2  # in place of an action, after the episode's end
@@ -36,6 +37,7 @@ class Episodes(NamedTuple):
     actions: np.ndarray  # [N, T], -1 unparsable, ENDED afterwards
     answer_ids: np.ndarray  # [N, T, G], the tokens of the answers; none for a scripted player
     answer_valid: np.ndarray  # [N, T, G] bool
+    thoughts: Verdict | None = None  # fields [N, T]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +87,14 @@ class Evaluator:
         swap = lambda x: jnp.swapaxes(x, 0, 1)
         actions = swap(jnp.where(is_over, ENDED, played.action))
         valid = swap(played.turns.answer_valid & ~is_over[..., None])
-        return won, turns, efficiency, actions, swap(played.turns.answer_ids), valid
+        verdict = self.judge_thoughts(played) if policy.thought_tokens else None
+        return won, turns, efficiency, actions, swap(played.turns.answer_ids), valid, verdict
+
+    def judge_thoughts(self, played: rollout.Trajectory) -> Verdict:
+        flat = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+        said = flat((played.state, played.turns.answer_ids, played.turns.answer_valid))
+        turns, batch = played.action.shape
+        return jax.tree.map(lambda x: x.reshape(turns, batch).T, thinking.judge(self.policy, *said))
 
 
 def outcomes(is_done: jax.Array, info: Info) -> tuple[jax.Array, ...]:
@@ -144,7 +153,13 @@ def summarise(episodes: Episodes) -> dict[str, float]:
         "mean_turns": of_wins(turns),
         "efficiency": of_wins(episodes.efficiency),
         "unparsable_share": float((actions == -1).sum() / (actions != ENDED).sum()),
-    }
+        "tokens_per_turn": float(episodes.answer_valid.sum() / (actions != ENDED).sum()),
+    } | (thought_figures(episodes.thoughts, actions != ENDED) if episodes.thoughts else {})
+
+
+def thought_figures(thoughts: Verdict, is_turn: np.ndarray) -> dict[str, float]:
+    """What `thinking.figures` says of episodes."""
+    return {f"thoughts_{name}": float(x) for name, x in thinking.figures(thoughts, jnp.asarray(is_turn)).items()}
 
 
 def wilson_interval(wins: int, count: int, z: float = 1.959964) -> tuple[float, float]:

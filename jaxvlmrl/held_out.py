@@ -61,7 +61,8 @@ def measure(evaluator: Evaluator, params: Params, seeds: range, key: jax.Array) 
         "ci95": [greedy["ci95_low"], greedy["ci95_high"]],
         "wins_within_5": greedy["wins_within_5"],
         "unparsable_share": greedy["unparsable_share"],
-    }
+        "tokens_per_turn": greedy["tokens_per_turn"],
+    } | {name: x for name, x in greedy.items() if name.startswith("thoughts_")}
 
 
 def in_words(summary: dict[str, Any]) -> str:

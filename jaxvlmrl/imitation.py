@@ -16,13 +16,15 @@ from envs_jax.environment import Params as EnvParams
 from envs_jax.environment import State
 from envs_jax.players import Memory, Player
 from envs_jax.wrappers import AutoReset
-from jaxvlmrl import packed, rollout
+from jaxvlmrl import packed, rollout, thinking
 from jaxvlmrl.adapters import joined, with_dropout
 from jaxvlmrl.algorithms.masking import masked_mean
 from jaxvlmrl.conversation import Place, Turns
 from jaxvlmrl.models.layers import Params
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.rollout import Session, batch_major
+
+THOUGHT = 0x7A1F  # folded into a turn's key for the wording of its thought
 
 
 @dataclass(unsafe_hash=True)
@@ -130,7 +132,8 @@ class Imitation:
             label, memory = jax.vmap(lambda *xs: player.act(self.policy.env, *xs))(keys, state, memory)
             executed = jax.vmap(self.disturb)(keys, label)
             place_of = lambda action: jnp.argmax(actions[None] == action[:, None], axis=-1)
-            said, meant = place_of(executed), place_of(label)
+            thought = self.think(keys, state, label) * len(actions)
+            said, meant = thought + place_of(executed), thought + place_of(label)
             turns = Turns(place.observation(self.policy), ids[said], valid[said], place.position, place.episode)
             agreed = jnp.cumprod(ids[said] == ids[meant], axis=-1).astype(bool)
             agreed = jnp.pad(agreed, ((0, 0), (1, 0)), constant_values=True)[:, :-1]
@@ -152,6 +155,13 @@ class Imitation:
         turns, states = jax.tree.map(last, (old.past, old.past_states), (lesson.turns, lesson.state))
         return lesson, pupil._replace(session=Session(state, place, turns, states), memory=memory, game=game)
 
+    def think(self, keys: jax.Array, states: State, labels: jax.Array) -> jax.Array:
+        """[B] int32: which thought comes before each label; the same before what is executed in its place."""
+        thoughts = self.policy.env.thoughts()
+        if not self.policy.thought_tokens or thoughts is None:
+            return jnp.zeros_like(labels)
+        return jax.vmap(thoughts.apt)(jax.vmap(lambda key: jax.random.fold_in(key, THOUGHT))(keys), states, labels)
+
     def disturb(self, key: jax.Array, label: jax.Array) -> jax.Array:
         """What is executed in place of a label: part of the game, so the same whenever the game is shown."""
         choice_key, action_key = jax.random.split(key)
@@ -159,9 +169,16 @@ class Imitation:
         return jnp.where(jax.random.uniform(choice_key) < self.demonstrations.noise, random, label)
 
     def wordings(self) -> tuple[jax.Array, ...]:
-        """(actions [A], ids [A, G], valid [A, G], grammar states [A, G]) of the canonical answers."""
-        env = self.policy.env
-        ids, valid = self.policy.chat.answer_table([env.answer_text(action) for action in env.actions()])
+        """(actions [A], ids [N, G], valid [N, G], grammar states [N, G]); N are the canonical answers.
+
+        With thoughts they are those of the first thought, then those of the second, and so on.
+        """
+        env, thoughts = self.policy.env, self.policy.env.thoughts()
+        before = [""]
+        if self.policy.thought_tokens and thoughts is not None:
+            before = [thinking.marked_text(text) for text in thoughts.texts]
+        texts = [thought + env.answer_text(action) for thought in before for action in env.actions()]
+        ids, valid = self.policy.chat.answer_table(texts)
         states = [jnp.zeros(len(ids), jnp.int32)]
         for column in range(ids.shape[1] - 1):
             states.append(self.policy.grammar_step(states[-1], jnp.asarray(ids[:, column])))

@@ -69,21 +69,27 @@ class Policy:
     top_k: int = 0  # only the k likeliest tokens can be drawn; 0 for all
     top_p: float = 1.0  # only the likeliest that together have this probability
     tokens_at_once: int = 0  # of a vocabulary's log-probs in training; 0 for all of a minibatch
+    thought_tokens: int = 0  # at most so many before the command; 0 for commands alone
 
     @cached_property
     def grammar(self) -> Grammar:
-        """What may follow what: the canonical answers, or anything but special tokens."""
+        """What may follow what: the canonical commands, or anything but special tokens; a thought before is free."""
+        vocab_size, never = self.chat.tokenizer.vocab_size, self.chat.never_sampled
+        grammar = Grammar.anything_but(never, vocab_size)
         if self.constrained:
             answers = [self.chat.answer_ids(self.env.answer_text(action)) for action in self.env.actions()]
-            return grammar_of(answers, self.chat.tokenizer.vocab_size)
-        allowed = np.ones((1, self.chat.tokenizer.vocab_size), bool)
-        allowed[:, list(self.chat.never_sampled)] = False
-        return Grammar(allowed, np.zeros(allowed.shape, np.int32))
+            grammar = grammar_of(answers, vocab_size)
+        if not self.thought_tokens:
+            return grammar
+        leaves_out = (*never, self.chat.end_id) if self.constrained else never
+        in_thought = Grammar.anything_but(leaves_out, vocab_size).allows(0)
+        return grammar.after_thought(*self.chat.thought_ids, self.thought_tokens, in_thought)
 
     def next_token(self, params: Params, hidden: jax.Array, grammar_state: jax.Array) -> NextToken:
         """The sampling distribution after hidden states [..., D] in grammar states [...]."""
         logits = self.model.logits(params, hidden)
-        may_follow = jnp.asarray(self.grammar.allowed)[grammar_state]
+        grammar = self.grammar
+        may_follow = jnp.asarray(grammar.allowed)[jnp.asarray(grammar.row)[grammar_state]]
         padding = logits.shape[-1] - may_follow.shape[-1]  # a vocabulary may have more rows than the tokenizer has ids
         may_follow = jnp.pad(may_follow, [(0, 0)] * (may_follow.ndim - 1) + [(0, padding)])
         logits = jnp.where(may_follow, logits / self.temperature, FORBIDDEN)
@@ -118,7 +124,8 @@ class Policy:
         return Judged(*(x.reshape(-1)[:count].reshape(ids.shape) for x in judged))
 
     def grammar_step(self, grammar_state: jax.Array, ids: jax.Array) -> jax.Array:
-        return jnp.asarray(self.grammar.next_state)[grammar_state, ids]
+        grammar = self.grammar
+        return jnp.asarray(grammar.next_state)[grammar_state, jnp.asarray(grammar.column)[ids]]
 
     @cached_property
     def _slots(self) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import optax
 from envs_jax.environment import Params as EnvParams
 from envs_jax.environment import State
 from envs_jax.wrappers import AutoReset
-from jaxvlmrl import packed, rollout
+from jaxvlmrl import packed, rollout, thinking
 from jaxvlmrl.adapters import joined
 from jaxvlmrl.algorithms.algorithm import Algorithm, Experience, Steps
 from jaxvlmrl.algorithms.masking import masked_mean
@@ -80,6 +80,8 @@ class ActorCritic:
     envs_at_once: int  # in a rollout; 0 for all
     old_log_prob: str  # "sampler" or "recomputed"
     curriculum: Curriculum = field(default_factory=Curriculum)
+    thought_reward: float = 0.0
+    thought_paid_for: str = "wins"
 
     def init(self, params: Params, env_params: EnvParams, key: jax.Array) -> Learner:
         critic_key, env_key = jax.random.split(key)
@@ -105,6 +107,7 @@ class ActorCritic:
             self.policy, joined(learner.policy, frozen), self.env, env_params, learner.session, play_key, self.num_turns,
             self.envs_at_once, read_final=self.reads_final,
         )  # fmt: skip
+        trajectory = self.with_thoughts_paid(trajectory)
         is_played = self.is_played(trajectory)
         value, final_value = self.judge(learner.critic, trajectory, session)
         rows, valued = self.rows(learner, frozen, trajectory, value, final_value, is_played)
@@ -114,6 +117,15 @@ class ActorCritic:
         learner = learner._replace(session=session, lessons=lessons)
         learner, learned = self.learn(learner, frozen, rows, shuffle_key, when)
         return learner, learned | valued | taught | played(self.policy, trajectory, is_played)
+
+    def with_thoughts_paid(self, trajectory: Trajectory) -> Trajectory:
+        if not self.thought_reward:
+            return trajectory
+        turns, is_done = trajectory.turns, trajectory.terminated | trajectory.truncated
+        return trajectory._replace(reward=trajectory.reward + thinking.pay(
+            self.policy, self.thought_reward, self.thought_paid_for, turns.answer_ids, turns.answer_valid, is_done,
+            trajectory.info["success"],
+        ))  # fmt: skip
 
     @property
     def reads_final(self) -> bool:
@@ -153,6 +165,9 @@ class ActorCritic:
         valid, log_probs = batch_major((trajectory.turns.answer_valid, trajectory.log_probs))
         nothing = jnp.zeros_like(batch_major(is_played), jnp.float32)
         steps = Steps(valid, log_probs, log_probs, nothing, nothing, nothing, batch_major(is_played))
+        if self.policy.thought_tokens:
+            ids = batch_major(trajectory.turns.answer_ids)
+            steps = steps._replace(is_thought=thinking.is_thought(self.policy, ids, valid))
         rows = Rows(
             jax.tree.map(join, past.past_states, trajectory.state),
             jax.tree.map(join, past.past, trajectory.turns),
@@ -284,7 +299,19 @@ def played(policy: Policy, trajectory: Trajectory, is_played: jax.Array) -> Metr
         "rollout/unparsable_share": of_turns(trajectory.action < 0),
         "rollout/tokens": jnp.sum(trajectory.turns.answer_valid & is_played[..., None]),
     }
+    if policy.thought_tokens:
+        metrics |= thoughts(policy, trajectory, is_played)
     for action in policy.env.actions():
         name = policy.env.answer_text(action).strip("`").replace(" ", "_")
         metrics[f"command/{name}"] = of_turns(trajectory.action == action)
     return metrics
+
+
+def thoughts(policy: Policy, trajectory: Trajectory, is_played: jax.Array) -> Metrics:
+    """What was thought in a rollout."""
+    flat = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+    states, ids, valid = flat((trajectory.state, trajectory.turns.answer_ids, trajectory.turns.answer_valid))
+    found = thinking.figures(thinking.judge(policy, states, ids, valid), is_played.reshape(-1))
+    tokens = jnp.sum(thinking.is_thought(policy, ids, valid), axis=-1).astype(jnp.float32)
+    found["tokens"] = masked_mean(tokens, is_played.reshape(-1))
+    return {f"thought/{name}": x for name, x in found.items()}

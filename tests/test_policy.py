@@ -14,8 +14,8 @@ from envs_jax import GridWalker
 from jaxvlmrl.building import make_policy
 from jaxvlmrl.policy import likeliest
 from jaxvlmrl.text.answers import grammar_of, read_answer
-from jaxvlmrl.text.tokenizer import Tokenizer
-from jaxvlmrl.text.train_tokenizer import train
+from jaxvlmrl.text.tokenizer import OWN, Tokenizer
+from jaxvlmrl.text.train_tokenizer import train_all
 from tests.small import fresh, make_config
 
 TOKENIZER, ENV, LENGTH = Tokenizer(), GridWalker(), 12
@@ -67,8 +67,8 @@ def test_every_canonical_answer_is_its_action_and_a_path_of_the_grammar():
     for action in ENV.actions():
         state = 0
         for token in policy.chat.answer_ids(ENV.answer_text(action)):
-            assert policy.grammar.allowed[state, token]
-            state = policy.grammar.next_state[state, token]
+            assert policy.grammar.allows(state)[token]
+            state = policy.grammar.after(state, token)
         check(policy.chat.answer_ids(ENV.answer_text(action)))
 
 
@@ -78,15 +78,15 @@ def test_grammar_accepts_nothing_else():
     accepted = set()
 
     def walk(state: int, path: tuple[int, ...]) -> None:
-        for token in np.flatnonzero(grammar.allowed[state]):
+        for token in np.flatnonzero(grammar.allows(state)):
             if token == 0:
                 accepted.add(path)
             else:
-                walk(grammar.next_state[state, token], (*path, int(token)))
+                walk(grammar.after(state, int(token)), (*path, int(token)))
 
     walk(0, ())
     assert accepted == {(1, 2), (1, 3), (2,)}
-    assert len(grammar.allowed) == 4  # start, after 1, before the end, the end
+    assert len(grammar.row) == 4  # start, after 1, before the end, the end
 
 
 def test_grammar_that_is_too_large_is_refused():
@@ -106,8 +106,11 @@ def test_forbidden_tokens_have_no_probability(constrained: bool):
     assert policy.chat.end_id not in policy.chat.never_sampled
 
 
-def test_tokenizer_is_what_its_script_makes():
-    assert train().to_str() == Tokenizer()._tokenizer.to_str()
+def test_tokenizers_are_what_their_script_makes():
+    made = train_all()
+    assert made.keys() == OWN.keys()
+    for name, tokenizer in made.items():
+        assert tokenizer.to_str() == Tokenizer(name)._tokenizer.to_str()
 
 
 @given(st.text(max_size=30))

