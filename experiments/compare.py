@@ -1,8 +1,10 @@
-"""Methods side by side on GridWalker: `python experiments/compare.py [--methods=...] [--starts=weak,random] [--seeds=0,1]`.
+"""Methods side by side on GridWalker: `python experiments/compare.py [--settings=weak,random,thinking] [--seeds=0,1,2]`.
 
-The tiny model, everything but the method the same: world, conversation, optimiser, entropy bonus, environment steps. "weak"
-starts from a short imitation that all methods of a run seed share, "random" from random weights. Finished runs are only
-read. Writes experiments/results/compare.json, compare.png and a table. --parallel runs go on at once, a core each.
+The tiny model, everything but the method the same: world, conversation, optimiser, entropy bonus, environment steps; the
+learning rate is constant, since runs that end with their steps cannot know how many updates that will be. "weak" starts
+from a short imitation that all methods of a run seed share, "random" from random weights with canonical answers,
+"thinking" from a short imitation of thoughts and commands. Finished runs are only read. Writes
+experiments/results/compare.json, compare.png and tables. --parallel runs go on at once, a core each.
 """
 
 import json
@@ -19,50 +21,81 @@ import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
 
-METHODS = {  # by the name in the table: (the config's variant, overrides)
-    "VL-DAC": ("vl_dac", []),
-    "RL4VLM": ("rl4vlm", []),
-    "turn PPO": ("turn_ppo", []),
-    "Odysseus": ("odysseus", []),
-    "GRPO": ("grpo", []),
-    "Dr. GRPO": ("dr_grpo", []),
-    "DAPO": ("dapo", []),
-    "RLOO": ("rloo", []),
-    "LOOP": ("loop", []),
-    "REINFORCE++": ("reinforce_pp", []),
-    "GiGPO": ("gigpo", []),
-    "VL-DAC, no warm-up": ("vl_dac", ["--config.algorithm.warmup_updates=0"]),
-    "VL-DAC, no KL": ("vl_dac", ["--config.algorithm.kl_coef=0."]),
-    "VL-DAC, shared backbone": ("vl_dac,value_head", []),
-    "VL-DAC, shared, no stop-gradient": ("vl_dac,value_head", ["--config.critic.stop_gradient=False"]),
-}
-START_STEPS = {"weak": 150_000, "random": 500_000}
-WHOLE_EPISODES = ("odysseus", "grpo", "dr_grpo", "dapo", "rloo", "loop", "reinforce_pp", "gigpo")
-TURNS_PER_EPISODE = 5.3  # what an episode of these runs takes on average, to give all methods about the same steps
-ENVIRONMENTS, SEGMENT = 256, 16
-IMITATION = 60  # updates of the weak start
-RESULTS = Path(__file__).parent / "results"
 
-CHOSEN = flags.DEFINE_list("methods", list(METHODS), "rows of the table")
-STARTS = flags.DEFINE_list("starts", ["weak"], "weak, random")
+class Method(NamedTuple):
+    """A row: the config's variant, and what else is given."""
+
+    variant: str
+    overrides: tuple[str, ...] = ()
+
+
+class Setting(NamedTuple):
+    """Where all methods begin, and how many turns they have."""
+
+    config: str
+    steps: int
+    methods: dict[str, Method]
+    imitation: int = 0  # updates of the start that a run seed's methods share
+
+
+METHODS = {
+    "VL-DAC": Method("vl_dac"),
+    "RL4VLM": Method("rl4vlm"),
+    "turn PPO": Method("turn_ppo"),
+    "Odysseus": Method("odysseus"),
+    "GRPO": Method("grpo"),
+    "Dr. GRPO": Method("dr_grpo"),
+    "DAPO": Method("dapo"),
+    "RLOO": Method("rloo"),
+    "LOOP": Method("loop"),
+    "REINFORCE++": Method("reinforce_pp"),
+    "GiGPO": Method("gigpo"),
+}
+ABLATIONS = {
+    "VL-DAC, no warm-up": Method("vl_dac", ("--config.algorithm.warmup_updates=0",)),
+    "VL-DAC, no KL": Method("vl_dac", ("--config.algorithm.kl_coef=0.",)),
+    "VL-DAC, shared backbone": Method("vl_dac,value_head"),
+    "VL-DAC, shared, no stop-gradient": Method("vl_dac,value_head", ("--config.critic.stop_gradient=False",)),
+}
+LAMBDAS = {
+    f"RL4VLM, lambda {value}": Method("rl4vlm", (f"--config.algorithm.thought_coef={value}",))
+    for value in (0.2, 0.35, 0.5, 1.0)
+}
+SETTINGS = {
+    "weak": Setting("quickstart", 150_000, METHODS | ABLATIONS, imitation=80),
+    "random": Setting("gridwalker_from_scratch", 500_000, METHODS),
+    "thinking": Setting("gridwalker_thinking", 150_000, {"VL-DAC": METHODS["VL-DAC"]} | LAMBDAS, imitation=80),
+}
+FEWEST_TURNS = 1024  # of an update: 256 episodes of four; whole runs are of so many updates or end at their steps
+RESULTS = Path(__file__).parent / "results"
+T_QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided 95%, by number of values
+
+CHOSEN = flags.DEFINE_list("settings", ["weak"], ", ".join(SETTINGS))
+ROWS = flags.DEFINE_list("methods", [], "rows of the tables, by name without commas; all without it")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "run seeds")
 RUNS = flags.DEFINE_string("runs", "runs/compare", "where the runs live")
 PARALLEL = flags.DEFINE_integer("parallel", 2, "runs at once, one core each", lower_bound=1)
 
 
 class Job(NamedTuple):
+    setting: str
     method: str
-    start: str
     seed: str
 
     @property
     def folder(self) -> Path:
         name = self.method.lower().replace(" ", "_").replace(",", "").replace(".", "")
-        return Path(RUNS.value) / f"{self.start}-{name}-{self.seed}"
+        return Path(RUNS.value) / f"{self.setting}-{name}-{self.seed}"
 
 
-def start_folder(seed: str) -> Path:
-    return Path(RUNS.value) / f"start-{seed}"
+def methods(setting: str) -> dict[str, Method]:
+    wanted = set(ROWS.value or [])
+    return {
+        name: row for name, row in SETTINGS[setting].methods.items() if not wanted or name.replace(",", "") in wanted
+    }
+
+
+# Running
 
 
 def train(folder: Path, *arguments: str, core: int | None = None) -> None:
@@ -71,28 +104,35 @@ def train(folder: Path, *arguments: str, core: int | None = None) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=pin)
 
 
-def imitate(seed: str) -> None:
+def start_folder(setting: str, seed: str) -> Path:
+    return Path(RUNS.value) / ("start" if setting == "weak" else f"start_{setting}") / seed
+
+
+def imitate(setting: str, seed: str) -> None:
+    config, _, _, updates = SETTINGS[setting]
     train(
-        start_folder(seed), "--config=configs/quickstart.py", f"--config.seed={seed}", "--config.rl.num_updates=0",
-        f"--config.imitation.num_updates={IMITATION}",
+        start_folder(setting, seed), f"--config=configs/{config}.py", f"--config.seed={seed}",
+        "--config.rl.num_updates=0", "--config.rl.thought_reward=0.", f"--config.imitation.num_updates={updates}",
     )  # fmt: skip
 
 
 def run(job: Job, cores: "Queue[int]") -> None:
-    variant, overrides = METHODS[job.method]
-    per_update = ENVIRONMENTS * (TURNS_PER_EPISODE if variant in WHOLE_EPISODES else SEGMENT)
-    updates = round(START_STEPS[job.start] / per_update)
-    recipe = "quickstart" if job.start == "weak" else "gridwalker_from_scratch"
-    arguments = [f"--config=configs/{recipe}.py:{variant}", f"--config.seed={job.seed}", *overrides]
-    arguments += [f"--config.rl.num_updates={updates}", "--config.imitation.num_updates=0"]
-    if job.start == "weak":
-        arguments.append(f"--config.start_from={start_folder(job.seed)}")
+    setting = SETTINGS[job.setting]
+    variant, overrides = setting.methods[job.method]
+    arguments = [f"--config=configs/{setting.config}.py:{variant}", f"--config.seed={job.seed}", *overrides]
+    arguments += ["--config.imitation.num_updates=0", f"--config.rl.num_updates={setting.steps // FEWEST_TURNS}"]
+    arguments += [f"--config.rl.stop_after_turns={setting.steps}", "--config.rl.optimizer.final_share=1."]
+    if setting.imitation:
+        arguments.append(f"--config.start_from={start_folder(job.setting, job.seed)}")
     core = cores.get()
     try:
         train(job.folder, *arguments, core=core)
     finally:
         cores.put(core)
     print(f"{job.folder.name}: {read(job)['heldout']['win_rate_greedy']:.1%}", flush=True)
+
+
+# Reading
 
 
 def read(job: Job) -> dict[str, Any]:
@@ -113,73 +153,83 @@ def area(job: Job) -> float:
     return float(np.trapezoid(rates, steps) / (steps[-1] - steps[0])) if len(steps) > 1 else float(rates[0])
 
 
+def record(setting: str, name: str) -> dict[str, Any]:
+    """A row's figures, one of each seed."""
+    jobs = [Job(setting, name, seed) for seed in SEEDS.value or []]
+    summaries = [read(job) for job in jobs]
+    heldout = lambda figure: [summary["heldout"][figure] for summary in summaries]
+    figures = {
+        "setting": setting, "method": name, "before": [s["before_rl"]["win_rate_greedy"] for s in summaries],
+        "greedy": heldout("win_rate_greedy"), "sampled": heldout("win_rate_sampled"), "area": [area(job) for job in jobs],
+        "turns": heldout("mean_turns"), "steps": [int(curve(job)[0][-1]) for job in jobs],
+        "wall_s": [summary["wall_s"] for summary in summaries],
+    }  # fmt: skip
+    extra = [key for key in summaries[0]["heldout"] if key.startswith("thoughts_") or key == "tokens_per_turn"]
+    return figures | {key: heldout(key) for key in extra}
+
+
 def interval(values: list[float]) -> str:
     """Mean and 95% interval of the mean, by Student's t."""
     mean = statistics.mean(values)
     if len(values) < 2:
         return f"{mean:.1%}"
-    quantile = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}.get(len(values), 2.0)
-    return f"{mean:.1%} ± {quantile * statistics.stdev(values) / len(values) ** 0.5:.1%}"
+    return f"{mean:.1%} ± {T_QUANTILES.get(len(values), 2.0) * statistics.stdev(values) / len(values) ** 0.5:.1%}"
 
 
-def table(start: str) -> tuple[str, list[dict[str, Any]]]:
-    lines = [
-        ["method", "before", "win rate, greedy", "sampled", "area under the curve", "seeds", "steps", "wall clock"]
-    ]
-    lines.append(["---"] * len(lines[0]))
-    records = []
-    for method in CHOSEN.value or []:
-        jobs = [Job(method, start, seed) for seed in SEEDS.value or []]
-        summaries = [read(job) for job in jobs]
-        greedy, sampled = (
-            [s["heldout"][f"win_rate_{kind}"] for s in summaries] for kind in ("greedy", "sampled")
-        )  # fmt: skip
-        areas, steps = [area(job) for job in jobs], [int(curve(job)[0][-1]) for job in jobs]
-        before, wall = [s["before_rl"]["win_rate_greedy"] for s in summaries], [s["wall_s"] for s in summaries]
+def table(records: list[dict[str, Any]]) -> str:
+    thinks = "thoughts_true" in records[0]
+    head = ["method", "before", "win rate, greedy", "of each seed", "sampled", "area under the curve", "turns", "steps",
+            "wall clock"]  # fmt: skip
+    head += ["tokens a turn", "thoughts known", "true", "imagined"] if thinks else []
+    lines = [head, ["---"] * len(head)]
+    for row in records:
         lines.append([
-            method, interval(before), interval(greedy), interval(sampled), interval(areas),
-            " ".join(f"{x:.1%}" for x in greedy), f"{statistics.mean(steps) / 1e3:.0f}k", f"{statistics.mean(wall):.0f} s",
+            row["method"], interval(row["before"]), interval(row["greedy"]), " ".join(f"{x:.1%}" for x in row["greedy"]),
+            interval(row["sampled"]), interval(row["area"]), f"{statistics.mean(row['turns']):.2f}",
+            f"{statistics.mean(row['steps']) / 1e3:.0f}k", f"{statistics.mean(row['wall_s']):.0f} s",
         ])  # fmt: skip
-        records.append(
-            {"method": method, "start": start, "before": before, "greedy": greedy, "sampled": sampled, "area": areas}
-            | {"steps": steps, "wall_s": wall}
-        )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines), records
+        if thinks:
+            shares = [statistics.mean(row[f"thoughts_{name}"]) for name in ("known", "true", "imagined")]
+            lines[-1] += [f"{statistics.mean(row['tokens_per_turn']):.1f}", *(f"{share:.1%}" for share in shares)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def draw(starts: list[str]) -> None:
-    figure, axes = plt.subplots(1, len(starts), figsize=(7 * len(starts), 4.5), squeeze=False)
-    for axis, start in zip(axes[0], starts, strict=True):
-        for method in CHOSEN.value or []:
-            curves = [curve(Job(method, start, seed)) for seed in SEEDS.value or []]
+def draw(settings: list[str]) -> None:
+    figure, axes = plt.subplots(1, len(settings), figsize=(7 * len(settings), 4.5), squeeze=False)
+    for axis, setting in zip(axes[0], settings, strict=True):
+        for index, name in enumerate(methods(setting)):
+            curves = [curve(Job(setting, name, seed)) for seed in SEEDS.value or []]
             grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 50)
-            axis.plot(grid / 1e3, np.mean([np.interp(grid, *each) for each in curves], axis=0), label=method)
-        axis.set(title=f"{start} start", xlabel="environment steps (thousands)", ylabel="validation win rate")
+            rates = np.array([np.interp(grid, *each) for each in curves])
+            style = {"color": f"C{index % 10}", "linestyle": ("-", "--")[index // 10 % 2]}
+            axis.plot(grid / 1e3, rates.mean(axis=0), label=name, **style)
+            axis.fill_between(grid / 1e3, rates.min(axis=0), rates.max(axis=0), alpha=0.08, color=style["color"])
+        axis.set(title=f"{setting} start", xlabel="environment steps (thousands)", ylabel="validation win rate")
         axis.grid(alpha=0.3)
-    axes[0][-1].legend(fontsize="small")
+        axis.legend(fontsize="x-small")
     figure.tight_layout()
     figure.savefig(RESULTS / "compare.png", dpi=110)
 
 
 def main(_: list[str]) -> None:
-    seeds, starts = list(SEEDS.value or []), list(STARTS.value or [])
-    if "weak" in starts:
-        for seed in seeds:
-            imitate(seed)
+    seeds, settings = list(SEEDS.value or []), list(CHOSEN.value or [])
+    for setting in settings:
+        for seed in seeds if SETTINGS[setting].imitation else []:
+            imitate(setting, seed)
     cores: Queue[int] = Queue()
     for core in range(PARALLEL.value):
         cores.put(core)
-    jobs = [Job(method, start, seed) for start in starts for seed in seeds for method in CHOSEN.value or []]
+    jobs = [Job(setting, name, seed) for setting in settings for seed in seeds for name in methods(setting)]
     with ThreadPoolExecutor(PARALLEL.value) as pool:
         list(pool.map(lambda job: run(job, cores), jobs))
     RESULTS.mkdir(exist_ok=True)
-    records = []
-    for start in starts:
-        text, found = table(start)
-        records += found
-        print(f"\n{start} start\n\n{text}")
-    (RESULTS / "compare.json").write_text(json.dumps(records, indent=1) + "\n")
-    draw(starts)
+    found = []
+    for setting in settings:
+        rows = [record(setting, name) for name in methods(setting)]
+        found += rows
+        print(f"\n{setting} start\n\n{table(rows)}")
+    (RESULTS / "compare.json").write_text(json.dumps(found, indent=1) + "\n")
+    draw(settings)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,12 @@ class Phase(NamedTuple):
     init: Callable[[Params, jax.Array], Any]  # (policy, key) -> State
     step: Callable[[Any, Params, jax.Array, jax.Array], tuple[Any, Metrics]]  # (State, frozen, key, index)
     keeps_newest: bool = False  # validation chooses the newest policy that is not clearly worse, and not the best
+    stop_after_turns: int = 0  # 0 for num_updates
     probe: Callable[[Params], Metrics] | None = None  # whole parameters; in place of games on the validation seeds
+
+    def is_over(self, update: int, turns: int) -> bool:
+        """After so many updates and turns of its own."""
+        return update == self.num_updates or 0 < self.stop_after_turns <= turns
 
     def compile(self, state: Any, frozen: Params) -> Callable[[Any, Params, jax.Array, jax.Array], tuple[Any, Metrics]]:
         """The whole update as one program that takes over the state's memory; traced and compiled once, here."""
@@ -222,7 +227,7 @@ def make_actor_critic(config: Config, policy: Policy, env: AutoReset) -> ActorCr
         policy, config.critic, env, config.algorithm, phase.optimizer.make(moving, steps),
         phase.critic_optimizer.make(phase.num_updates, steps), phase.num_updates, phase.num_turns, phase.epochs,
         phase.minibatches, phase.microbatches, phase.envs_at_once, old_log_prob, config.curriculum,
-        phase.thought_reward, phase.thought_paid_for,
+        phase.thought_reward, phase.thought_paid_for, phase.stop_after_turns,
     )  # fmt: skip
 
 
@@ -234,7 +239,7 @@ def rl_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
         "rl", phase.num_updates, phase.num_envs * phase.num_turns, phase.validate_every,
         lambda params, key: actor_critic.init(params, env_params, key),
         lambda state, frozen, key, index: actor_critic.step(state, frozen, env_params, key, index),
-        keeps_newest=True,
+        keeps_newest=True, stop_after_turns=phase.stop_after_turns,
     )  # fmt: skip
 
 

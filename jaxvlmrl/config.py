@@ -87,6 +87,7 @@ class RLPhase:
     microbatches: int = 2  # a minibatch's gradient is gathered in so many parts; 8 to 16 environments each suit a CPU
     envs_at_once: int = 0  # in a rollout, for memory; 0 for all
     validate_every: int = 10  # updates
+    stop_after_turns: int = 0  # the phase ends with this many of its turns, if not before; 0 for num_updates
     # "auto" takes the sampler's where float32 is exact, and has the trainer recompute them elsewhere
     old_log_prob: str = field(default="auto", metadata={"choices": ("auto", "sampler", "recomputed")})
     thought_reward: float = 0.0  # for whole thoughts, in every turn or by their share with a win
@@ -265,7 +266,9 @@ class Config:
 def _check_sizes(path: str, phase: PerceptionPhase | ImitationPhase | RLPhase) -> None:
     for item in dataclasses.fields(phase):
         value = getattr(phase, item.name)
-        if isinstance(value, int) and value < (0 if item.name in ("num_updates", "envs_at_once") else 1):
+        if isinstance(value, int) and value < (
+            0 if item.name in ("num_updates", "envs_at_once", "stop_after_turns") else 1
+        ):
             raise ConfigError(f"{path}.{item.name} = {value} is too small")
 
 

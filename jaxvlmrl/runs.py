@@ -35,6 +35,7 @@ class Position(NamedTuple):
     update: int = 0  # of the phase, the next to be made
     row: int = 0  # of metrics.jsonl, the next to be written
     turns: int = 0  # environment steps so far
+    phase_turns: int = 0  # those of the phase
     wall_s: float = 0.0
     best_score: tuple[float, float] = (-1.0, 0.0)  # of the run so far: win rate, minus mean turns
     best_row: int = 0  # rows written when the policy in best/ was validated

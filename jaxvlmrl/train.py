@@ -98,12 +98,17 @@ class Loop(NamedTuple):
         at_start = self.ask(phase, progress.best, "at_start") if phase.probe and first == 0 else {}
         with tqdm(total=total, initial=first, desc=phase.name, disable=None, dynamic_ncols=True) as bar:
             for update in range(first, total):
+                if phase.is_over(update, progress.position.phase_turns):
+                    break
                 update_started = time.time()
                 state, metrics = step(state, frozen, jax.random.fold_in(key, update), jnp.int32(update))
                 row = plain(metrics) | (at_start if update == 0 else {})
                 progress, row = self.note(phase, progress, state.policy, row, time.time() - update_started)
                 tell(bar, phase, progress.position, row, self.watchdog.look(row))
-                self.save_if_due(progress, state, is_last=update + 1 == total)
+                is_last = phase.is_over(update + 1, progress.position.phase_turns)
+                self.save_if_due(progress, state, is_last)
+                if is_last:
+                    break
         return progress
 
     def enter(self, index: int, phase: Phase, progress: Progress, key: jax.Array) -> tuple[Any, Progress]:
@@ -118,19 +123,21 @@ class Loop(NamedTuple):
             if position.best_row or self.config.start_from:
                 self.run.save_best(position, best)
             return state, Progress(position, best, before)
-        return state, Progress(position._replace(phase=index, update=0), progress.best, progress.best)
+        return state, Progress(position._replace(phase=index, update=0, phase_turns=0), progress.best, progress.best)
 
     def note(self, phase: Phase, progress: Progress, policy: Params, row: Row, seconds: float) -> tuple[Progress, Row]:
         """The progress after one more update, which is written down, and validated if it is its turn."""
         at = progress.position
         turns = int(row.pop("rollout/turns", phase.turns_per_update))
-        at = at._replace(update=at.update + 1, row=at.row + 1, turns=at.turns + turns)
+        at = at._replace(
+            update=at.update + 1, row=at.row + 1, turns=at.turns + turns, phase_turns=at.phase_turns + turns
+        )
         row = {"phase": phase.name, "update": at.update, "turns": at.turns} | row
         row["time/turns_per_s"] = turns / seconds
         if "rollout/tokens" in row:
             row["time/tokens_per_s"] = float(row["rollout/tokens"]) / seconds
         progress = progress._replace(position=at)
-        if at.update % phase.validate_every == 0 or at.update == phase.num_updates:
+        if at.update % phase.validate_every == 0 or phase.is_over(at.update, at.phase_turns):
             measure = self.probe if phase.probe else self.validate
             progress, found = measure(phase, progress, policy)
             row |= found

@@ -34,6 +34,7 @@ class Learner(NamedTuple):
     critic_optimizer: Any
     session: Session
     lessons: Lessons  # of the curriculum
+    turns: jax.Array  # int32, played so far
 
 
 class When(NamedTuple):
@@ -82,6 +83,7 @@ class ActorCritic:
     curriculum: Curriculum = field(default_factory=Curriculum)
     thought_reward: float = 0.0
     thought_paid_for: str = "wins"
+    stop_after_turns: int = 0  # where the phase ends if not with its updates; 0 for those alone
 
     def init(self, params: Params, env_params: EnvParams, key: jax.Array) -> Learner:
         critic_key, env_key = jax.random.split(key)
@@ -92,7 +94,7 @@ class ActorCritic:
         session = rollout.begin(self.policy, self.env, env_params, env_key)
         optimizers = self.policy_optimizer.init(params), self.critic_optimizer.init(critic)
         lessons = self.curriculum.start(len(session.place.turn))
-        return Learner(params, critic, jax.tree.map(jnp.copy, params), *optimizers, session, lessons)
+        return Learner(params, critic, jax.tree.map(jnp.copy, params), *optimizers, session, lessons, jnp.int32(0))
 
     def step(
         self, learner: Learner, frozen: Params, env_params: EnvParams, key: jax.Array, index: jax.Array
@@ -112,9 +114,9 @@ class ActorCritic:
         value, final_value = self.judge(learner.critic, trajectory, session)
         rows, valued = self.rows(learner, frozen, trajectory, value, final_value, is_played)
         is_warmup = self.algorithm.uses_critic & (index < self.algorithm.warmup_updates)
-        when = When(is_warmup, index / self.num_updates)
+        when = When(is_warmup, self.progress(index, learner.turns))
         lessons, taught = self.curriculum.learn(lessons, trajectory, is_played)
-        learner = learner._replace(session=session, lessons=lessons)
+        learner = learner._replace(session=session, lessons=lessons, turns=learner.turns + jnp.sum(is_played))
         learner, learned = self.learn(learner, frozen, rows, shuffle_key, when)
         return learner, learned | valued | taught | played(self.policy, trajectory, is_played)
 
@@ -126,6 +128,10 @@ class ActorCritic:
             self.policy, self.thought_reward, self.thought_paid_for, turns.answer_ids, turns.answer_valid, is_done,
             trajectory.info["success"],
         ))  # fmt: skip
+
+    def progress(self, index: jax.Array, turns: jax.Array) -> jax.Array:
+        """0 to 1 through the phase, whichever of its ends is nearer."""
+        return jnp.maximum(index / self.num_updates, turns / self.stop_after_turns if self.stop_after_turns else 0.0)
 
     @property
     def reads_final(self) -> bool:

@@ -268,3 +268,16 @@ def test_watchdog_says_each_thing_once():
     assert (
         len(watchdog.look(ill | {"rollout/reward_spread": 0.0, "ratio/max_gap": 1.0, "loss/policy": float("nan")})) == 6
     )
+
+
+def test_a_phase_may_end_with_its_turns(tmp_path: Path):
+    """Eight games of six turns an update: 49 turns are reached with the second of nine updates; resuming adds none."""
+    budget = ["--config.rl.num_updates=9", "--config.rl.stop_after_turns=49", "--config.imitation.num_updates=0"]
+    summary = go(tmp_path, *budget)
+    rows = runs.read_rows(tmp_path)
+    assert [row["turns"] for row in rows] == [48, 96]
+    assert "validation/win_rate" in rows[-1]
+    (tmp_path / "summary.json").unlink()
+    again = go(tmp_path, *budget)
+    assert again["heldout"] == summary["heldout"]
+    assert len(runs.read_rows(tmp_path)) == len(rows)
