@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxvlmrl import rollout
 from jaxvlmrl.models.critics import CNNCritic, ValueHead
 from jaxvlmrl.update import ActorCritic, When
 from tests.small import fresh, largest, make_actor_critic, make_config, with_algorithm
@@ -69,7 +70,6 @@ def test_value_head_sends_a_gradient_into_the_policy_only_without_stop_gradient(
 
 def rows_of(actor_critic: ActorCritic, env_params, learner):
     """One rollout, ready to be learned from."""
-    from jaxvlmrl import rollout
 
     @jax.jit
     def make(learner):
@@ -113,7 +113,6 @@ def with_junk(steps):
 def test_truncated_episodes_bootstrap_from_their_own_last_picture():
     """The critic is asked about what the last action led to, not about the episode that starts next."""
     actor_critic, env_params, learner = started(CNNCritic())
-    from jaxvlmrl import rollout
 
     @jax.jit
     def run(learner):
@@ -131,3 +130,16 @@ def test_truncated_episodes_bootstrap_from_their_own_last_picture():
     np.testing.assert_allclose(np.asarray(final_value)[truncated], expected[truncated], rtol=1e-4, atol=1e-6)
     following = np.asarray(value)[1:][truncated]
     assert np.abs(following - expected[truncated]).max() > 1e-6
+
+
+def test_pictures_are_drawn_whatever_a_state_begins_with():
+    """The branch that keeps rendering apart is always taken: unsigned numbers, keys and NaN included."""
+    for leaf in (
+        jnp.uint32(0),
+        jnp.uint8(255),
+        jnp.int32(-(1 << 30)),
+        jnp.float32(jnp.nan),
+        jnp.float32(-jnp.inf),
+        jnp.bool_(False),
+    ):
+        assert bool(rollout.always((jax.random.key(0), leaf[None])))
