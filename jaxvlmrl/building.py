@@ -188,7 +188,7 @@ def make_phases(config: Config, policy: Policy) -> list[Phase]:
 
 
 def perception_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
-    phase, env_params = config.perception, config.env_params
+    phase, env_params = config.perception, config.curriculum.first(config.env_params)
     optimizer = phase.optimizer.make(phase.num_updates, phase.minibatches)
     perception = Perception(policy, env, optimizer, phase.num_frames, phase.minibatches, config.tuning.dropout)
     seeds = jnp.arange(*config.evaluation.validation, dtype=jnp.uint32)
@@ -207,7 +207,7 @@ def imitation_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
         jax.random.fold_in(jax.random.key(config.seed), GAMES), phase.num_turns, phase.minibatches,
         config.tuning.dropout,
     )  # fmt: skip
-    env_params = batched(config.env_params, phase.num_envs)
+    env_params = batched(config.curriculum.first(config.env_params), phase.num_envs)
     return Phase(
         "imitation", phase.num_updates, phase.num_envs * phase.num_turns, phase.validate_every,
         lambda params, key: imitation.init(params, env_params, key),

@@ -118,7 +118,7 @@ class Config:
     algorithm: Algorithm = field(default_factory=VLDAC)
     critic: Critic = field(default_factory=CNNCritic)
     perception: PerceptionPhase = field(default_factory=PerceptionPhase)
-    curriculum: Curriculum = field(default_factory=Curriculum)  # of reinforcement learning
+    curriculum: Curriculum = field(default_factory=Curriculum)  # lessons before are on its first level
     imitation: ImitationPhase = field(default_factory=ImitationPhase)
     rl: RLPhase = field(default_factory=RLPhase)
     evaluation: Evaluation = field(default_factory=Evaluation)

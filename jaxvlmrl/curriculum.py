@@ -30,6 +30,10 @@ class Curriculum:
 
     levels: tuple = ()
 
+    def first(self, otherwise: EnvParams) -> EnvParams:
+        """The easiest level, on which lessons before reinforcement learning are given."""
+        return self.levels[0] if self.levels else otherwise
+
     def start(self, num_envs: int) -> Lessons:
         """All levels alike."""
         count = max(len(self.levels), 1)
