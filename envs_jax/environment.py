@@ -143,6 +143,10 @@ class TextEnvironment(Environment):
         """What can be asked of its pictures, for lessons in perception."""
         return ()
 
+    def traits(self) -> tuple[Question, ...]:
+        """What tells episodes apart at their start, by which an evaluation splits its win rate."""
+        return ()
+
     def thoughts(self) -> Thoughts | None:
         """What a player may think before it acts, for lessons in thinking; None where there is nothing."""
         return None

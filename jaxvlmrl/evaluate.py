@@ -2,6 +2,8 @@
 
 The published protocol of the board game is its default: seeds '0' to '19' at the checkpoint's own board. One table says
 what chance, full knowledge and looking are worth, and what the checkpoint does, also with pictures that are not its own.
+`--base=DIR` sets another checkpoint beside it, with as many samples: does training find what sampling would have found?
+A second table splits the win rates by what tells the episodes apart.
 """
 
 import dataclasses
@@ -13,9 +15,11 @@ import jax
 import numpy as np
 from absl import flags
 
+from envs_jax.environment import Params as EnvParams
+from envs_jax.environment import TextEnvironment
 from envs_jax.players import RandomPlayer
 from jaxvlmrl import acting, command_line, runs
-from jaxvlmrl.building import make_policy
+from jaxvlmrl.building import image_shape, make_policy
 from jaxvlmrl.config import ConfigError
 from jaxvlmrl.episodes import ENDED, Episodes, Evaluator, pass_at_k, play_scripted, summarise
 from jaxvlmrl.policy import Policy
@@ -46,12 +50,36 @@ def evaluate(actor: acting.Actor, seeds: range, turns: int, samples: int, key: j
     if drawn:
         sampled = entry("checkpoint, sampled", drawn[0])
         wins = np.sum([episodes.won for episodes in drawn], axis=0)
-        for k in sorted({1, min(4, samples), samples}):
-            sampled.figures[f"pass@{k}"] = pass_at_k(wins, samples, k)
+        sampled.figures.update({f"pass@{k}": pass_at_k(wins, samples, k) for k in powers_of_two(samples)})
         rows.append(sampled)
     other_eyes = ("blank", "shuffled") if len(seeds) > 1 else ("blank",)
     rows += [entry(f"checkpoint, {eyes} images", play(True, eyes)) for eyes in other_eyes]
     return rows
+
+
+def beside(actor: acting.Actor, base: acting.Actor) -> acting.Actor:
+    """The other checkpoint, on the first one's board. Raises `ConfigError` where it does not look at the same pictures."""
+    if image_shape(base.config) != image_shape(actor.config):
+        raise ConfigError("--base looks at pictures of another size than --checkpoint")
+    config = dataclasses.replace(base.config, env=actor.config.env, env_params=actor.config.env_params)
+    return acting.Actor(config, make_policy(config), base.params)
+
+
+def powers_of_two(most: int) -> list[int]:
+    """1, 2, 4 and so on, and the largest itself."""
+    return sorted({most, *(1 << power for power in range(most.bit_length()) if 1 << power <= most)})
+
+
+def split(rows: list[Entry], env: TextEnvironment, env_params: EnvParams) -> str:
+    """Win rates by the environment's traits, as aligned text; classes without an episode are left out."""
+    states = jax.vmap(lambda seed: env.init_from_number(seed, env_params))(rows[0].episodes.seeds)
+    columns = []
+    for trait in env.traits():
+        kind = np.asarray(jax.vmap(trait.answer)(states))
+        columns += [(f"{trait.name} {name}", kind == k) for k, name in enumerate(trait.answers) if (kind == k).any()]
+    lines = [["", *(name for name, _ in columns)], ["episodes", *(str(int(which.sum())) for _, which in columns)]]
+    lines += [[row.name, *(f"{row.episodes.won[which].mean():.0%}" for _, which in columns)] for row in rows]
+    return aligned(lines)
 
 
 def table(rows: list[Entry]) -> str:
@@ -67,9 +95,24 @@ def table(rows: list[Entry]) -> str:
             number(figures["mean_turns"], ".2f"), number(figures["efficiency"], ".0f"),
             f"{figures['unparsable_share']:.1%}", passes,
         ])  # fmt: skip
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    aligned = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
-    return "\n".join(aligned)
+    return aligned(lines)
+
+
+def aligned(lines: list[list[str]]) -> str:
+    """Columns of equal width, all but the first to the right."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    of_line = lambda line: "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+    return "\n".join(map(of_line, lines))
+
+
+def thoughts(rows: list[Entry]) -> str:
+    """A line for each row that thinks."""
+    return "\n".join(
+        f"{name}: {figures['tokens_per_turn']:.1f} tokens a turn, {figures['thoughts_whole']:.1%} of the thoughts whole, "
+        f"{figures['thoughts_known']:.1%} can be judged; of those {figures['thoughts_true']:.1%} are true, "
+        f"{figures['thoughts_imagined']:.1%} see gold that is not in the picture"
+        for name, figures, _ in rows if "thoughts_true" in figures
+    )  # fmt: skip
 
 
 def as_json(rows: list[Entry], policy: Policy) -> list[dict[str, Any]]:
@@ -97,6 +140,7 @@ def as_json(rows: list[Entry], policy: Policy) -> list[dict[str, Any]]:
 
 def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("checkpoint", None, "a run directory", flag_values=values)
+    flags.DEFINE_string("base", None, "another one to set beside it", flag_values=values)
     flags.DEFINE_string("seeds", "0:20", "first:end, the end not included", flag_values=values)
     flags.DEFINE_integer("turns", 10, "turn limit of an episode", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("samples", 8, "episodes a seed with sampled answers", lower_bound=0, flag_values=values)
@@ -122,9 +166,15 @@ def main(argv: list[str]) -> int:
     if given["json"] and not Path(given["json"]).absolute().parent.is_dir():
         raise ConfigError(f"--json={given['json']} is in a folder that does not exist")
     actor = acting.load_policy(given["checkpoint"])
-    rows = evaluate(actor, seeds, turns, given["samples"], jax.random.key(given["key"]))
+    key = jax.random.key(given["key"])
+    rows = evaluate(actor, seeds, turns, given["samples"], key)
+    if given["base"]:
+        base = evaluate(beside(actor, acting.load_policy(given["base"])), seeds, turns, given["samples"], key)
+        named = lambda row: row._replace(name=row.name.replace("checkpoint", "base"))
+        rows += [named(row) for row in base if row.name.startswith("checkpoint")]
     print(f"{actor.config.env.name}, seeds {seeds.start} to {seeds.stop - 1}, at most {turns} turns")
-    print(table(rows))
+    texts = table(rows), split(rows, actor.config.env, actor.config.env_params), thoughts(rows)
+    print("\n\n".join(filter(None, texts)))
     if given["json"]:
         runs.write_json(Path(given["json"]), as_json(rows, actor.policy))
     return 0

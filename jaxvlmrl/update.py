@@ -20,8 +20,7 @@ from jaxvlmrl.models.critics import Critic
 from jaxvlmrl.models.layers import Params
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.rollout import Session, Trajectory, batch_major
-
-Metrics = dict[str, jax.Array]
+from jaxvlmrl.rollout_metrics import Metrics, played
 
 
 class Learner(NamedTuple):
@@ -284,40 +283,3 @@ class ActorCritic:
         return learner._replace(
             policy=policy, critic=critic, policy_optimizer=policy_optimizer, critic_optimizer=critic_optimizer
         )
-
-
-def spread(x: jax.Array, counts: jax.Array) -> jax.Array:
-    """The largest minus the smallest of what counts."""
-    return jnp.max(jnp.where(counts, x, -jnp.inf)) - jnp.min(jnp.where(counts, x, jnp.inf))
-
-
-def played(policy: Policy, trajectory: Trajectory, is_played: jax.Array) -> Metrics:
-    """What happened in a rollout, as scalars."""
-    is_done = (trajectory.terminated | trajectory.truncated) & is_played
-    of_turns = lambda x: masked_mean(x.astype(jnp.float32), is_played)
-    metrics = {
-        "rollout/success_rate": masked_mean(trajectory.info["success"].astype(jnp.float32), is_done),
-        "rollout/turns_per_episode": masked_mean((trajectory.turns_so_far + 1).astype(jnp.float32), is_done),
-        "rollout/episodes": jnp.sum(is_done),
-        "rollout/turns": jnp.sum(is_played),
-        "rollout/reward_per_turn": of_turns(trajectory.reward),
-        "rollout/reward_spread": spread(trajectory.reward, is_played),
-        "rollout/unparsable_share": of_turns(trajectory.action < 0),
-        "rollout/tokens": jnp.sum(trajectory.turns.answer_valid & is_played[..., None]),
-    }
-    if policy.thought_tokens:
-        metrics |= thoughts(policy, trajectory, is_played)
-    for action in policy.env.actions():
-        name = policy.env.answer_text(action).strip("`").replace(" ", "_")
-        metrics[f"command/{name}"] = of_turns(trajectory.action == action)
-    return metrics
-
-
-def thoughts(policy: Policy, trajectory: Trajectory, is_played: jax.Array) -> Metrics:
-    """What was thought in a rollout."""
-    flat = lambda tree: jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
-    states, ids, valid = flat((trajectory.state, trajectory.turns.answer_ids, trajectory.turns.answer_valid))
-    found = thinking.figures(thinking.judge(policy, states, ids, valid), is_played.reshape(-1))
-    tokens = jnp.sum(thinking.is_thought(policy, ids, valid), axis=-1).astype(jnp.float32)
-    found["tokens"] = masked_mean(tokens, is_played.reshape(-1))
-    return {f"thought/{name}": x for name, x in found.items()}

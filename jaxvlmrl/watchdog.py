@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 
 MARGIN = 0.05  # more right answers than by always giving the commonest one, for who looks
+SAME = 0.9  # of a policy's commands are those of the turn before, when it is stuck
+STUTTER = 0.5  # of its tokens are the token before, when it babbles
+FALLEN = 0.5  # of the best share of wins so far
 COMMON = 0.04  # a command of a larger share is missed when it is gone
 MAX_GAP = 1e-4  # of log-probs between sampler and trainer, in float32
 
@@ -13,6 +16,7 @@ class Watchdog:
     def __init__(self) -> None:
         self._standing: set[str] = set()
         self._used: set[str] = set()
+        self._most_wins = 0.0
         self._unseen: dict[str, tuple[float, float]] = {}  # by question: right answers, and those of the commonest one
 
     def look(self, metrics: Mapping[str, float]) -> list[str]:
@@ -36,7 +40,21 @@ class Watchdog:
             found.append(f"ratio: sampler and trainer differ by {metrics['ratio/max_gap']:.1e} in log-probability")
         if metrics.get("policy/entropy", 1.0) < 1e-3:
             found.append("entropy: it is gone, the policy no longer tries anything else")
-        return found + self._unseen_things(metrics) + self._died_out(metrics)
+        if metrics.get("collapse/repeated_commands", 0.0) > SAME:
+            found.append(
+                f"commands: {metrics['collapse/repeated_commands']:.0%} are those of the turn before, it is stuck"
+            )
+        if metrics.get("collapse/repeated_tokens", 0.0) > STUTTER:
+            found.append(f"tokens: {metrics['collapse/repeated_tokens']:.0%} repeat the one before, it babbles")
+        return found + self._form_without_success(metrics) + self._unseen_things(metrics) + self._died_out(metrics)
+
+    def _form_without_success(self, metrics: Mapping[str, float]) -> list[str]:
+        """Answers that can be read are cheap: a policy may get better at them and worse at the game."""
+        wins = metrics.get("rollout/success_rate", 0.0)
+        self._most_wins = max(self._most_wins, wins)
+        if wins >= FALLEN * self._most_wins or metrics.get("rollout/unparsable_share", 1.0) > MARGIN:
+            return []
+        return [f"wins: they fell from {self._most_wins:.0%} to {wins:.0%}, though its answers can be read"]
 
     def _unseen_things(self, metrics: Mapping[str, float]) -> list[str]:
         """Of the last probe of perception; said once reinforcement learning has begun."""

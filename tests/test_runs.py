@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -268,6 +269,31 @@ def test_watchdog_says_each_thing_once():
     assert (
         len(watchdog.look(ill | {"rollout/reward_spread": 0.0, "ratio/max_gap": 1.0, "loss/policy": float("nan")})) == 6
     )
+
+
+def test_watchdog_sees_a_policy_collapse():
+    watchdog = Watchdog()
+    well = {"rollout/success_rate": 0.6, "rollout/unparsable_share": 0.02, "collapse/repeated_commands": 0.2}
+    assert watchdog.look(well) == []
+    stuck = watchdog.look(well | {"rollout/success_rate": 0.2, "collapse/repeated_commands": 0.97})
+    assert [line.split(":")[0] for line in stuck] == ["commands", "wins"]
+    assert "from 60% to 20%" in stuck[1]
+    assert watchdog.look(well | {"collapse/repeated_tokens": 0.8})[0].startswith("tokens: 80%")
+    mute = watchdog.look(well | {"rollout/success_rate": 0.1, "rollout/unparsable_share": 0.9})
+    assert [line.split(":")[0] for line in mute] == ["answers"], "who cannot be read has another trouble"
+
+
+def test_evaluate_sets_two_checkpoints_side_by_side(unbroken: Path, capsys: pytest.CaptureFixture):
+    """A checkpoint and itself: the same rows twice, split by distance and first view."""
+    command = ["evaluate", f"--checkpoint={unbroken}", f"--base={unbroken}", "--seeds=0:6", "--turns=4", "--samples=4"]
+    assert evaluate.main(command) == 0
+    tables = [part.splitlines() for part in capsys.readouterr().out.split("\n\n")]
+    figures = {name: cells for name, *cells in (re.split(r"\s{2,}", line) for line in tables[0])}
+    assert figures["base, greedy"] == figures["checkpoint, greedy"]
+    assert "4:" in figures["checkpoint, sampled"][-1]
+    assert "first view gold in view" in tables[1][0]
+    counts = re.split(r"\s{2,}", tables[1][1])[1:]
+    assert sum(map(int, counts)) == 12, "each of six episodes in one class of each of two traits"
 
 
 def test_a_phase_may_end_with_its_turns(tmp_path: Path):

@@ -197,6 +197,11 @@ class GridWalker(TextEnvironment):
 
         return questions(self)
 
+    def traits(self) -> tuple[Question, ...]:
+        from envs_jax.grid_walker.questions import traits  # it imports this module
+
+        return traits(self)
+
     def thoughts(self) -> Thoughts:
         from envs_jax.grid_walker.thoughts import thoughts  # it imports this module
 

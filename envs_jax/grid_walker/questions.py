@@ -13,6 +13,7 @@ from envs_jax.grid_walker.players import all_views, around
 HIDDEN = "hidden"
 SIDES = (HIDDEN, "here", "ahead", "behind", "left", "right")
 THINGS = ("free", "gold", "block", "wall")
+FAR = (2, 4, 6, 8)  # cells, the last of each class of distances
 
 
 def questions(env: GridWalker) -> tuple[Question, ...]:
@@ -23,6 +24,18 @@ def questions(env: GridWalker) -> tuple[Question, ...]:
         Question("gold_rows", "How many rows ahead is the gold?", (HIDDEN, *counts), lambda state: gold_rows(env, state)),
         Question("next_cell", "What is ahead?", THINGS, next_cell),
         Question("free_ahead", "How many cells ahead are free?", counts, free_ahead),
+    )  # fmt: skip
+
+
+def traits(env: GridWalker) -> tuple[Question, ...]:
+    """How far the gold is in cells walked, and whether the first picture shows it."""
+    names = (*(f"{far - 1} or {far}" for far in FAR), f"above {FAR[-1]}")
+    cells = lambda state: jnp.sum(jnp.abs(state.goal - state.cell))
+    return (
+        Question("distance", "How many cells away is the gold?", names,
+                 lambda state: jnp.sum(cells(state) > jnp.asarray(FAR))),
+        Question("first view", "Does the first picture show the gold?", ("gold hidden", "gold in view"),
+                 lambda state: gold_in_view(env, state).astype(jnp.int32)),
     )  # fmt: skip
 
 
