@@ -1,10 +1,11 @@
-"""Methods side by side on GridWalker: `python experiments/compare.py [--settings=weak,random,thinking] [--seeds=0,1,2]`.
+"""Methods side by side on GridWalker: `python experiments/compare.py [--settings=weak,random] [--seeds=0,1,2]`.
 
 The tiny model, everything but the method the same: world, conversation, optimiser, entropy bonus, environment steps; the
 learning rate is constant, since runs that end with their steps cannot know how many updates that will be. "weak" starts
 from a short imitation that all methods of a run seed share, "random" from random weights with canonical answers,
-"thinking" from a short imitation of thoughts and commands. Finished runs are only read. Writes
-experiments/results/compare.json, compare.png and tables. --parallel runs go on at once, a core each.
+"thinking" from a short imitation of thoughts and commands; "long" and "long_small" ask for a hundred and forty turns.
+Finished runs are only read. Writes experiments/results/compare_<setting>.json, .md (the table) and .png; --parallel runs
+go on at once, a core each.
 """
 
 import json
@@ -36,6 +37,7 @@ class Setting(NamedTuple):
     steps: int
     methods: dict[str, Method]
     imitation: int = 0  # updates of the start that a run seed's methods share
+    base: str = ""  # the config's own variant
 
 
 METHODS = {
@@ -54,6 +56,7 @@ METHODS = {
 ABLATIONS = {
     "VL-DAC, no warm-up": Method("vl_dac", ("--config.algorithm.warmup_updates=0",)),
     "VL-DAC, no KL": Method("vl_dac", ("--config.algorithm.kl_coef=0.",)),
+    "Odysseus, all advantages": Method("odysseus", ("--config.algorithm.keeps_only_positive=False",)),
     "VL-DAC, shared backbone": Method("vl_dac,value_head"),
     "VL-DAC, shared, no stop-gradient": Method("vl_dac,value_head", ("--config.critic.stop_gradient=False",)),
 }
@@ -61,20 +64,34 @@ LAMBDAS = {
     f"RL4VLM, lambda {value}": Method("rl4vlm", (f"--config.algorithm.thought_coef={value}",))
     for value in (0.2, 0.35, 0.5, 1.0)
 }
+ESTIMATES = {name: (METHODS | ABLATIONS)[name] for name in ("Odysseus", "Odysseus, all advantages")} | {
+    f"{name}, the same loss": Method(
+        "odysseus",
+        (f"--config.algorithm.estimator={estimator}", "--config.algorithm.keeps_only_positive=False"),
+    )
+    for name, estimator in (
+        ("GRPO", "grpo_outcome"),
+        ("GRPO by turns", "grpo_process"),
+        ("REINFORCE++", "reinforce_pp"),
+    )
+}
 SETTINGS = {
     "weak": Setting("quickstart", 150_000, METHODS | ABLATIONS, imitation=80),
     "random": Setting("gridwalker_from_scratch", 500_000, METHODS),
+    "long_small": Setting("gridwalker_long", 500_000, ESTIMATES, base="small"),
+    "long": Setting("gridwalker_long", 5_000_000, ESTIMATES),
     "thinking": Setting("gridwalker_thinking", 150_000, {"VL-DAC": METHODS["VL-DAC"]} | LAMBDAS, imitation=80),
 }
 FEWEST_TURNS = 1024  # of an update: 256 episodes of four; whole runs are of so many updates or end at their steps
-RESULTS = Path(__file__).parent / "results"
 T_QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided 95%, by number of values
 
 CHOSEN = flags.DEFINE_list("settings", ["weak"], ", ".join(SETTINGS))
 ROWS = flags.DEFINE_list("methods", [], "rows of the tables, by name without commas; all without it")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "run seeds")
 RUNS = flags.DEFINE_string("runs", "runs/compare", "where the runs live")
+RESULTS = flags.DEFINE_string("results", str(Path(__file__).parent / "results"), "where the record and the figure go")
 PARALLEL = flags.DEFINE_integer("parallel", 2, "runs at once, one core each", lower_bound=1)
+PINS = flags.DEFINE_bool("pins", True, "whether each run has a core of its own; not on a GPU")
 
 
 class Job(NamedTuple):
@@ -109,24 +126,28 @@ def start_folder(setting: str, seed: str) -> Path:
 
 
 def imitate(setting: str, seed: str) -> None:
-    config, _, _, updates = SETTINGS[setting]
+    start = SETTINGS[setting]
     train(
-        start_folder(setting, seed), f"--config=configs/{config}.py", f"--config.seed={seed}",
-        "--config.rl.num_updates=0", "--config.rl.thought_reward=0.", f"--config.imitation.num_updates={updates}",
+        start_folder(setting, seed), f"--config=configs/{start.config}.py:{start.base}", f"--config.seed={seed}",
+        "--config.rl.num_updates=0", f"--config.imitation.num_updates={start.imitation}",
     )  # fmt: skip
 
 
 def run(job: Job, cores: "Queue[int]") -> None:
     setting = SETTINGS[job.setting]
     variant, overrides = setting.methods[job.method]
-    arguments = [f"--config=configs/{setting.config}.py:{variant}", f"--config.seed={job.seed}", *overrides]
+    arguments = [
+        f"--config=configs/{setting.config}.py:{setting.base},{variant}",
+        f"--config.seed={job.seed}",
+        *overrides,
+    ]
     arguments += ["--config.imitation.num_updates=0", f"--config.rl.num_updates={setting.steps // FEWEST_TURNS}"]
     arguments += [f"--config.rl.stop_after_turns={setting.steps}", "--config.rl.optimizer.final_share=1."]
     if setting.imitation:
         arguments.append(f"--config.start_from={start_folder(job.setting, job.seed)}")
     core = cores.get()
     try:
-        train(job.folder, *arguments, core=core)
+        train(job.folder, *arguments, core=core if PINS.value else None)
     finally:
         cores.put(core)
     print(f"{job.folder.name}: {read(job)['heldout']['win_rate_greedy']:.1%}", flush=True)
@@ -194,21 +215,30 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def draw(settings: list[str]) -> None:
-    figure, axes = plt.subplots(1, len(settings), figsize=(7 * len(settings), 4.5), squeeze=False)
-    for axis, setting in zip(axes[0], settings, strict=True):
-        for index, name in enumerate(methods(setting)):
-            curves = [curve(Job(setting, name, seed)) for seed in SEEDS.value or []]
-            grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 50)
-            rates = np.array([np.interp(grid, *each) for each in curves])
-            style = {"color": f"C{index % 10}", "linestyle": ("-", "--")[index // 10 % 2]}
-            axis.plot(grid / 1e3, rates.mean(axis=0), label=name, **style)
-            axis.fill_between(grid / 1e3, rates.min(axis=0), rates.max(axis=0), alpha=0.08, color=style["color"])
-        axis.set(title=f"{setting} start", xlabel="environment steps (thousands)", ylabel="validation win rate")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize="x-small")
+def draw(setting: str, path: Path) -> None:
+    figure, axis = plt.subplots(figsize=(8, 5))
+    for index, name in enumerate(methods(setting)):
+        curves = [curve(Job(setting, name, seed)) for seed in SEEDS.value or []]
+        grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 50)
+        rates = np.array([np.interp(grid, *each) for each in curves])
+        style = {"color": f"C{index % 10}", "linestyle": ("-", "--")[index // 10 % 2]}
+        axis.plot(grid / 1e3, rates.mean(axis=0), label=name, **style)
+        axis.fill_between(grid / 1e3, rates.min(axis=0), rates.max(axis=0), alpha=0.08, color=style["color"])
+    axis.set(title=f"{setting} start", xlabel="environment steps (thousands)", ylabel="validation win rate")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="x-small")
     figure.tight_layout()
-    figure.savefig(RESULTS / "compare.png", dpi=110)
+    figure.savefig(path, dpi=110)
+
+
+def write(setting: str) -> None:
+    """compare_<setting>.json, .md and .png, from finished runs."""
+    rows = [record(setting, name) for name in methods(setting)]
+    path = lambda ending: Path(RESULTS.value) / f"compare_{setting}.{ending}"
+    path("json").write_text(json.dumps(rows, indent=1) + "\n")
+    path("md").write_text(table(rows) + "\n")
+    draw(setting, path("png"))
+    print(f"\n{setting} start\n\n{table(rows)}")
 
 
 def main(_: list[str]) -> None:
@@ -222,14 +252,8 @@ def main(_: list[str]) -> None:
     jobs = [Job(setting, name, seed) for setting in settings for seed in seeds for name in methods(setting)]
     with ThreadPoolExecutor(PARALLEL.value) as pool:
         list(pool.map(lambda job: run(job, cores), jobs))
-    RESULTS.mkdir(exist_ok=True)
-    found = []
     for setting in settings:
-        rows = [record(setting, name) for name in methods(setting)]
-        found += rows
-        print(f"\n{setting} start\n\n{table(rows)}")
-    (RESULTS / "compare.json").write_text(json.dumps(found, indent=1) + "\n")
-    draw(settings)
+        write(setting)
 
 
 if __name__ == "__main__":
