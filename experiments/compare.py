@@ -221,9 +221,9 @@ def draw(setting: str, path: Path) -> None:
         curves = [curve(Job(setting, name, seed)) for seed in SEEDS.value or []]
         grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 50)
         rates = np.array([np.interp(grid, *each) for each in curves])
-        style = {"color": f"C{index % 10}", "linestyle": ("-", "--")[index // 10 % 2]}
-        axis.plot(grid / 1e3, rates.mean(axis=0), label=name, **style)
-        axis.fill_between(grid / 1e3, rates.min(axis=0), rates.max(axis=0), alpha=0.08, color=style["color"])
+        color, line = f"C{index % 10}", ("-", "--")[index // 10 % 2]
+        axis.plot(grid / 1e3, rates.mean(axis=0), label=name, color=color, linestyle=line)
+        axis.fill_between(grid / 1e3, rates.min(axis=0), rates.max(axis=0), alpha=0.08, color=color)
     axis.set(title=f"{setting} start", xlabel="environment steps (thousands)", ylabel="validation win rate")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="x-small")
@@ -234,7 +234,7 @@ def draw(setting: str, path: Path) -> None:
 def write(setting: str) -> None:
     """compare_<setting>.json, .md and .png, from finished runs."""
     rows = [record(setting, name) for name in methods(setting)]
-    path = lambda ending: Path(RESULTS.value) / f"compare_{setting}.{ending}"
+    path = lambda ending: Path(str(RESULTS.value)) / f"compare_{setting}.{ending}"
     path("json").write_text(json.dumps(rows, indent=1) + "\n")
     path("md").write_text(table(rows) + "\n")
     draw(setting, path("png"))

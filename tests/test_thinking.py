@@ -12,6 +12,8 @@ import pytest
 from configs import gridwalker_thinking
 from envs_jax import GridWalker
 from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.grid_walker.questions import gold_in_view
+from envs_jax.grid_walker.reasoned import ReasonedExpert
 from jaxvlmrl import runs, thinking, train
 from jaxvlmrl.building import make_policy
 from jaxvlmrl.config import ConfigError
@@ -132,3 +134,46 @@ def test_what_cannot_be_thought_is_refused():
         make_policy(dataclasses.replace(config, conversation=dataclasses.replace(talk, thought_tokens=9)))
     with pytest.raises(ConfigError, match="must hold thought_tokens"):
         dataclasses.replace(config, conversation=dataclasses.replace(talk, max_answer_tokens=14)).check()
+
+
+def played(player: ReasonedExpert, count: int = 200, turns: int = 30):
+    """(actions [T, N], whether the gold was in view [T, N], won [N]) of scripted games."""
+
+    def game(seed: jax.Array):
+        params = Params(max_turns=turns)
+        state = ENV.init_from_number(seed, params)
+
+        def turn(carry, key):
+            state, memory = carry
+            action, memory = player.act(ENV, key, state, memory)
+            action = jnp.where(state.won, -1, action)
+            after, *_ = ENV.transition(key, state, action, params)
+            return (after, memory), (action, gold_in_view(ENV, state))
+
+        keys = jax.random.split(jax.random.key(seed), turns)
+        (state, _), record = jax.lax.scan(turn, (state, player.start(ENV, state)), keys)
+        return *record, state.won
+
+    actions, seen, won = jax.jit(jax.vmap(game, out_axes=(1, 1, 0)))(jnp.arange(count, dtype=jnp.uint32))
+    return np.asarray(actions), np.asarray(seen), np.asarray(won)
+
+
+def test_the_reasoned_expert_turns_until_it_sees_and_then_goes():
+    actions, seen, won = played(ReasonedExpert())
+    assert won.mean() > 0.75, "some gold is in view from no side; such games are not shown by the harness"
+    assert set(np.unique(actions[~seen])) <= {-1, 0, 1}, "it walks only towards what it sees"
+    assert actions[seen].max() <= 2 + 4, "in bursts of four cells at most"
+    undone = (actions[1:] + actions[:-1] == 1) & (actions[1:] >= 0) & (actions[:-1] >= 0) & ~seen[1:]
+    assert not undone.any(), "no turn in search takes the last one back"
+
+
+def test_the_reasoned_experts_parts_can_be_left_out():
+    actions, seen, _ = played(ReasonedExpert(opposite=0.0, never_undo=False, bursts=False))
+    free, _, _ = played(ReasonedExpert(never_undo=False))
+    undone = (free[1:] + free[:-1] == 1) & (free[1:] >= 0) & (free[:-1] >= 0)
+    assert undone.any()
+    single = lambda actions: (actions == 3).sum() / (actions > 2).sum()
+    assert single(free) > single(actions) + 0.1, "runs are cut"
+    assert (free[0][~seen[0]] != actions[0][~seen[0]]).mean() > 0.3, (
+        "about half of the first turns are away from the path"
+    )
