@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> Config:
         critic=CNNCritic(widths=(32, 64, 64), strides=(4, 2, 2)),
         conversation=Conversation(max_answer_tokens=7),
         imitation=ImitationPhase(num_updates=400, demonstrations=Demonstrations(Explorer(), num_games=0)),
-        rl=RLPhase(num_updates=250, optimizer=Optimizer(warmup_updates=10, final_share=0.05)),
+        rl=RLPhase(num_updates=80, optimizer=Optimizer(warmup_updates=10, final_share=0.05)),
         algorithm=VLDAC(gamma=0.97, gae_lambda=0.9, value_coef=1.0, kl_coef=0.005, entropy_coef=0.005),
     )
     return config.variant(variant)
