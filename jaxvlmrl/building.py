@@ -13,6 +13,7 @@ from envs_jax.environment import Params as EnvParams
 from envs_jax.wrappers import AutoReset, held_out_table
 from jaxvlmrl import adapters, runs
 from jaxvlmrl.config import Config, ConfigError
+from jaxvlmrl.corrector import Corrector
 from jaxvlmrl.imitation import Imitation
 from jaxvlmrl.models import pretrained
 from jaxvlmrl.models.critics import CNNCritic
@@ -227,7 +228,9 @@ def make_actor_critic(config: Config, policy: Policy, env: AutoReset) -> ActorCr
         policy, config.critic, env, config.algorithm, phase.optimizer.make(moving, steps),
         phase.critic_optimizer.make(phase.num_updates, steps), phase.num_updates, phase.num_turns, phase.epochs,
         phase.minibatches, phase.microbatches, phase.envs_at_once, old_log_prob, config.curriculum,
-        phase.thought_reward, phase.thought_paid_for, phase.stop_after_turns,
+        corrector=Corrector(policy, config.imitation.demonstrations.player) if config.algorithm.sft_coef else None,
+        thought_reward=phase.thought_reward, thought_paid_for=phase.thought_paid_for,
+        stop_after_turns=phase.stop_after_turns,
     )  # fmt: skip
 
 

@@ -257,6 +257,8 @@ class Config:
             raise ConfigError(f"{name} learns from whole episodes, but {turns}")
         if not self.algorithm.has_ratio and self.rl.epochs > 1:
             raise ConfigError(f"{name} has no ratio: config.rl.epochs must be 1")
+        if self.algorithm.sft_coef and not self.conversation.thought_tokens:
+            raise ConfigError(f"{name} clones thoughts, but config.conversation.thought_tokens is 0")
         if not self.algorithm.is_mean_over_rows and self.rl.microbatches > 1:
             raise ConfigError(f"{name} divides by what a minibatch keeps: config.rl.microbatches must be 1")
         if 0 < self.rl.num_updates <= self.algorithm.warmup_updates:

@@ -15,6 +15,7 @@ from jaxvlmrl.adapters import joined
 from jaxvlmrl.algorithms.algorithm import Algorithm, Experience, Steps
 from jaxvlmrl.algorithms.masking import masked_mean
 from jaxvlmrl.conversation import Turns
+from jaxvlmrl.corrector import Corrected, Corrector
 from jaxvlmrl.curriculum import Curriculum, Lessons
 from jaxvlmrl.models.critics import Critic
 from jaxvlmrl.models.layers import Params
@@ -51,6 +52,7 @@ class Rows(NamedTuple):
     grammar_states: jax.Array  # [B, T, G]
     sampled_log_prob: jax.Array  # [B, T, G], as the sampler had it
     steps: Steps  # fields [B, T, ...]
+    corrected: Corrected | None = None  # fields [B, T, G]
 
 
 class Thoughts(NamedTuple):
@@ -60,6 +62,7 @@ class Thoughts(NamedTuple):
     entropy: jax.Array  # [b, T, G], of the distributions they were drawn from
     prompt_hidden: jax.Array  # [b, T, D]
     images: jax.Array  # [b, T, height, width, 3] uint8, what was seen
+    image_tokens: jax.Array  # [b, T, I, D]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,7 @@ class ActorCritic:
     envs_at_once: int  # in a rollout; 0 for all
     old_log_prob: str  # "sampler" or "recomputed"
     curriculum: Curriculum = field(default_factory=Curriculum)
+    corrector: Corrector | None = None  # where the algorithm clones thoughts
     thought_reward: float = 0.0
     thought_paid_for: str = "wins"
     stop_after_turns: int = 0  # where the phase ends if not with its updates; 0 for those alone
@@ -112,6 +116,7 @@ class ActorCritic:
         is_played = self.is_played(trajectory)
         value, final_value = self.judge(learner.critic, trajectory, session)
         rows, valued = self.rows(learner, frozen, trajectory, value, final_value, is_played)
+        rows = self.with_corrections(rows, trajectory, jax.random.fold_in(key, 4))
         is_warmup = self.algorithm.uses_critic & (index < self.algorithm.warmup_updates)
         when = When(is_warmup, self.progress(index, learner.turns))
         lessons, taught = self.curriculum.learn(lessons, trajectory, is_played)
@@ -187,6 +192,15 @@ class ActorCritic:
         steps, valued = self.credited(steps, trajectory, value, final_value)
         return rows._replace(steps=steps), valued
 
+    def with_corrections(self, rows: Rows, trajectory: Trajectory, key: jax.Array) -> Rows:
+        if self.corrector is None:
+            return rows
+        states = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trajectory.state)
+        corrected = self.corrector.correct(states, key)
+        return rows._replace(corrected=batch_major(
+            jax.tree.map(lambda x: x.reshape(*trajectory.action.shape, -1), corrected)
+        ))  # fmt: skip
+
     def credited(
         self, steps: Steps, trajectory: Trajectory, value: jax.Array, final_value: jax.Array
     ) -> tuple[Steps, Metrics]:
@@ -230,11 +244,13 @@ class ActorCritic:
         trained = lambda x: x[:, self.policy.window - 1 :]
         ids = trained(rows.turns.answer_ids)
         judged = self.policy.judge_tokens(params, trained(pass_.answer_hidden), ids, rows.grammar_states)
-        return Thoughts(judged.log_prob, judged.entropy, trained(pass_.prompt_hidden), trained(images))
+        seen = trained(images), trained(image_tokens)
+        return Thoughts(judged.log_prob, judged.entropy, trained(pass_.prompt_hidden), *seen)
 
     def loss(self, params: tuple[Params, Params], frozen: Params, rows: Rows, when: When) -> tuple[jax.Array, Metrics]:
         policy, critic = params
-        log_prob, entropy, prompt_hidden, images = self.think(joined(policy, frozen), rows)
+        params_of_all = joined(policy, frozen)
+        log_prob, entropy, prompt_hidden, images, image_tokens = self.think(params_of_all, rows)
         value = jnp.zeros(rows.steps.is_played.shape)
         if self.algorithm.uses_critic:
             value = self.critic.value(critic, prompt_hidden if self.critic.reads_hidden else images)
@@ -244,7 +260,13 @@ class ActorCritic:
         if self.algorithm.kl_coef:
             metrics["loss/kl"] = loss.kl
         metrics |= {"policy/entropy": loss.entropy, "policy/clip_fraction": loss.clip_fraction, "ratio/gap": gap}
-        return loss.total, metrics
+        total = loss.total
+        if self.corrector and rows.corrected:
+            of_corrected = self.corrector.log_probs(params_of_all, rows.corrected, image_tokens)
+            counts = rows.corrected.is_thought & rows.steps.is_played[..., None]
+            metrics["loss/cloning"] = self.algorithm.cloning_loss(of_corrected, counts)
+            total += jnp.where(when.is_warmup, 0.0, self.algorithm.sft_coef * metrics["loss/cloning"])
+        return total, metrics
 
     def learn(
         self, learner: Learner, frozen: Params, rows: Rows, key: jax.Array, when: When

@@ -13,8 +13,8 @@ from jaxvlmrl.config import ConfigError
 ROOT = Path(__file__).parent.parent
 
 
-def config_of(variant: str, *overrides: str):
-    argv = ["train", f"--config={ROOT}/configs/quickstart.py:{variant}", *overrides]
+def config_of(variant: str, *overrides: str, recipe: str = "quickstart"):
+    argv = ["train", f"--config={ROOT}/configs/{recipe}.py:{variant}", *overrides]
     return command_line.read_config(argv, train.define)[0]
 
 
@@ -22,7 +22,8 @@ def config_of(variant: str, *overrides: str):
     "name", [pytest.param(name, marks=pytest.mark.slow) for name in ALGORITHMS if name != "vl_dac"]
 )
 def test_two_updates(name: str, tmp_path: Path):
-    config = config_of(f"{name},tiny", "--config.imitation.num_updates=0")
+    recipe = "gridwalker_thinking" if name == "gtr" else "quickstart"
+    config = config_of(f"{name},tiny", "--config.imitation.num_updates=0", recipe=recipe)
     train.train(config, tmp_path, time.time())
     for row in runs.read_rows(tmp_path):
         assert all(np.isfinite(value) for key, value in row.items() if key.startswith(("loss/", "policy/", "ratio/")))

@@ -5,9 +5,11 @@ A training algorithm is a file with a subclass of `Algorithm`, and a line in thi
 
 from jaxvlmrl.algorithms.algorithm import Algorithm
 from jaxvlmrl.algorithms.dapo import DAPO
+from jaxvlmrl.algorithms.digirl import DigiRL
 from jaxvlmrl.algorithms.dr_grpo import DrGRPO, GridWalkerGRPO
 from jaxvlmrl.algorithms.gigpo import GiGPO
 from jaxvlmrl.algorithms.grpo import GRPO
+from jaxvlmrl.algorithms.gtr import GTR
 from jaxvlmrl.algorithms.loop import LOOP
 from jaxvlmrl.algorithms.odysseus import Odysseus
 from jaxvlmrl.algorithms.reinforce_pp import ReinforcePP
@@ -29,4 +31,6 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "loop": LOOP,
     "reinforce_pp": ReinforcePP,
     "gigpo": GiGPO,
+    "digirl": DigiRL,
+    "gtr": GTR,
 }

@@ -95,6 +95,7 @@ class Algorithm(ABC):
     entropy_coef: float = 0.0
     final_entropy_coef: float | None = None  # where it falls to, linearly, by the end; None keeps it where it is
     value_coef: float = 0.5
+    sft_coef: float = 0.0  # of thoughts as a corrector has them; 0 leaves them out
     warmup_updates: int = 0  # whole updates that train the value only, where there is a critic
 
     whole_episodes: ClassVar[bool] = False  # every update begins with fresh ones and learns from one an environment
@@ -128,6 +129,10 @@ class Algorithm(ABC):
         """Without its coefficient."""
         del value, steps
         return jnp.float32(0.0)
+
+    def cloning_loss(self, log_prob: Float[Array, "*n L"], is_thought: Bool[Array, "*n L"]) -> Float[Array, ""]:
+        """Of corrected thoughts, one mean over all their tokens; without its coefficient."""
+        return -masked_mean(log_prob, jnp.asarray(is_thought))
 
     def mean(self, terms: Float[Array, "*n G"], steps: Steps) -> Float[Array, ""]:
         """Of a term of tokens, as this algorithm's normaliser has it: over steps of the mean over a step's tokens."""
