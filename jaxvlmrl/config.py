@@ -19,7 +19,7 @@ from jaxvlmrl.adapters import Tuning
 from jaxvlmrl.algorithms import ALGORITHMS, VLDAC, Algorithm
 from jaxvlmrl.curriculum import Curriculum
 from jaxvlmrl.imitation import Demonstrations
-from jaxvlmrl.models.critics import CRITICS, CNNCritic, Critic
+from jaxvlmrl.models.critics import CRITICS, CNNCritic, Critic, ValueHead
 from jaxvlmrl.models.qwen3_vl import Qwen3VL
 from jaxvlmrl.models.smolvlm import SmolVLM
 from jaxvlmrl.optimizer import Optimizer
@@ -153,7 +153,9 @@ class Config:
             rl = dataclasses.replace(rl, epochs=1)
         if not kind.is_mean_over_rows:
             rl = dataclasses.replace(rl, microbatches=1)
-        return dataclasses.replace(self, algorithm=kind(**carried), rl=rl)
+        needs_head = kind.values_tokens and not self.critic.reads_hidden
+        critic = ValueHead() if needs_head else self.critic
+        return dataclasses.replace(self, algorithm=kind(**carried), critic=critic, rl=rl)
 
     def tiny(self) -> "Config":
         """The same run in a CPU minute: two updates of a few games a phase, evaluated on eight. What `:tiny` means.
@@ -175,7 +177,8 @@ class Config:
             words = {"tokenizer": "tiny", "template": "tiny", "short_prompt": True, "max_answer_tokens": 6}
             height, width = model.image_shape
             self = small(
-                self, model=model, env=small(self.env, height=height, width=width), critic=CNNCritic(),
+                self, model=model, env=small(self.env, height=height, width=width),
+                critic=self.critic if self.critic.reads_hidden else CNNCritic(),
                 conversation=small(self.conversation, **words, tokens_at_once=min(self.conversation.tokens_at_once, 32)),
             )  # fmt: skip
         perception = small(perception, minibatches=2)
@@ -257,6 +260,8 @@ class Config:
             raise ConfigError(f"{name} learns from whole episodes, but {turns}")
         if not self.algorithm.has_ratio and self.rl.epochs > 1:
             raise ConfigError(f"{name} has no ratio: config.rl.epochs must be 1")
+        if self.algorithm.values_tokens and not self.critic.reads_hidden:
+            raise ConfigError(f"{name} values tokens, which only a value_head can: config.critic looks at pictures")
         if self.algorithm.sft_coef and not self.conversation.thought_tokens:
             raise ConfigError(f"{name} clones thoughts, but config.conversation.thought_tokens is 0")
         if not self.algorithm.is_mean_over_rows and self.rl.microbatches > 1:

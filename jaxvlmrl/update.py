@@ -1,5 +1,6 @@
 """One update of reinforcement learning: play, judge, and learn over epochs of minibatches, as one function for `jit`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -61,6 +62,7 @@ class Thoughts(NamedTuple):
     log_probs: jax.Array  # [b, T, G], of the sampled tokens
     entropy: jax.Array  # [b, T, G], of the distributions they were drawn from
     prompt_hidden: jax.Array  # [b, T, D]
+    answer_hidden: jax.Array  # [b, T, G, D], from which each token was drawn
     images: jax.Array  # [b, T, height, width, 3] uint8, what was seen
     image_tokens: jax.Array  # [b, T, I, D]
 
@@ -153,7 +155,7 @@ class ActorCritic:
 
     def judge(self, critic: Params, trajectory: Trajectory, session: Session) -> tuple[jax.Array, jax.Array]:
         """(values [T + 1, B] of what was seen, values [T, B] of what episodes that were cut off ended in)."""
-        if not self.algorithm.uses_critic:
+        if not self.algorithm.uses_critic or self.algorithm.values_tokens:
             nothing = jnp.zeros_like(trajectory.reward)
             return jnp.concatenate([nothing, nothing[:1]]), nothing
         if self.critic.reads_hidden:
@@ -189,7 +191,12 @@ class ActorCritic:
             steps = steps._replace(old_log_prob=self.log_probs(joined(learner.policy, frozen), rows))
         if self.algorithm.kl_coef:
             steps = steps._replace(ref_log_prob=self.log_probs(joined(learner.reference, frozen), rows))
-        steps, valued = self.credited(steps, trajectory, value, final_value)
+        rows = rows._replace(steps=steps)
+        token_value = None
+        if self.algorithm.values_tokens:
+            params = joined(learner.policy, frozen)
+            token_value = self.in_parts(lambda part: self.valued(learner.critic, self.think(params, part)), rows)
+        steps, valued = self.credited(steps, trajectory, value, final_value, token_value)
         return rows._replace(steps=steps), valued
 
     def with_corrections(self, rows: Rows, trajectory: Trajectory, key: jax.Array) -> Rows:
@@ -202,8 +209,9 @@ class ActorCritic:
         ))  # fmt: skip
 
     def credited(
-        self, steps: Steps, trajectory: Trajectory, value: jax.Array, final_value: jax.Array
-    ) -> tuple[Steps, Metrics]:
+        self, steps: Steps, trajectory: Trajectory, value: jax.Array, final_value: jax.Array,
+        token_value: jax.Array | None,
+    ) -> tuple[Steps, Metrics]:  # fmt: skip
         """The steps [B, T] with what they are worth; of those that teach nothing no token counts."""
         batch = trajectory.reward.shape[1]
         tokens = batch_major((steps.is_action_token, steps.old_log_prob, steps.ref_log_prob))
@@ -214,24 +222,38 @@ class ActorCritic:
         credit = self.algorithm.credit(Experience(
             trajectory.reward, value, final_value, trajectory.terminated, trajectory.truncated,
             batch_major(steps.is_played), group, anchor, *tokens,
+            token_value=None if token_value is None else batch_major(token_value),
         ))  # fmt: skip
         advantage, returns, is_kept, old_value = batch_major(
             (credit.advantage, credit.returns, credit.is_kept, value[:-1])
         )
+        old_value = old_value if token_value is None else token_value
         is_action_token = steps.is_action_token & is_kept[..., None]
         steps = steps._replace(
             is_action_token=is_action_token, advantage=advantage, returns=returns, old_value=old_value
         )
         metrics = {"policy/kept_share": jnp.sum(is_kept) / jnp.sum(steps.is_played)}
         if self.algorithm.uses_critic:
-            of_played = lambda x: masked_mean(jnp.square(x - masked_mean(x, steps.is_played)), steps.is_played)
+            counts = steps.is_played if token_value is None else steps.is_action_token
+            of_played = lambda x: masked_mean(jnp.square(x - masked_mean(x, counts)), counts)
             residual = of_played(returns - old_value) / jnp.maximum(of_played(returns), 1e-8)
             metrics["value/explained_variance"] = 1 - residual
         return steps, metrics
 
     def log_probs(self, params: Params, rows: Rows) -> jax.Array:
-        """[B, T, G] of the sampled tokens, a minibatch at a time."""
-        of_part = lambda part: self.think(params, part).log_probs
+        """[B, T, G] of the sampled tokens."""
+        return self.in_parts(lambda part: self.think(params, part).log_probs, rows)
+
+    def valued(self, critic: Params, thoughts: Thoughts) -> jax.Array:
+        """[b, T] values of what was seen, or [b, T, G] before every token; 0 without a critic."""
+        if not self.algorithm.uses_critic:
+            return jnp.zeros(thoughts.log_probs.shape[:2])
+        if self.algorithm.values_tokens:
+            return self.critic.value(critic, thoughts.answer_hidden)
+        return self.critic.value(critic, thoughts.prompt_hidden if self.critic.reads_hidden else thoughts.images)
+
+    def in_parts(self, of_part: Callable[[Rows], jax.Array], rows: Rows) -> jax.Array:
+        """[B, ...] of all rows, a minibatch's part at a time."""
         parts = jax.tree.map(lambda x: x.reshape(self.minibatches * self.microbatches, -1, *x.shape[1:]), rows)
         found = jax.lax.map(of_part, parts)
         return found.reshape(-1, *found.shape[2:])
@@ -243,18 +265,18 @@ class ActorCritic:
         pass_ = packed.forward(self.policy, params, rows.turns, image_tokens, self.policy.prefix(params))
         trained = lambda x: x[:, self.policy.window - 1 :]
         ids = trained(rows.turns.answer_ids)
-        judged = self.policy.judge_tokens(params, trained(pass_.answer_hidden), ids, rows.grammar_states)
+        hidden = trained(pass_.answer_hidden)
+        judged = self.policy.judge_tokens(params, hidden, ids, rows.grammar_states)
         seen = trained(images), trained(image_tokens)
-        return Thoughts(judged.log_prob, judged.entropy, trained(pass_.prompt_hidden), *seen)
+        return Thoughts(judged.log_prob, judged.entropy, trained(pass_.prompt_hidden), hidden, *seen)
 
     def loss(self, params: tuple[Params, Params], frozen: Params, rows: Rows, when: When) -> tuple[jax.Array, Metrics]:
         policy, critic = params
         params_of_all = joined(policy, frozen)
-        log_prob, entropy, prompt_hidden, images, image_tokens = self.think(params_of_all, rows)
-        value = jnp.zeros(rows.steps.is_played.shape)
-        if self.algorithm.uses_critic:
-            value = self.critic.value(critic, prompt_hidden if self.critic.reads_hidden else images)
-        loss = self.algorithm.loss(log_prob, entropy, value, rows.steps, when.is_warmup, when.progress)
+        thoughts = self.think(params_of_all, rows)
+        log_prob = thoughts.log_probs
+        value = self.valued(critic, thoughts)
+        loss = self.algorithm.loss(log_prob, thoughts.entropy, value, rows.steps, when.is_warmup, when.progress)
         gap = jnp.max(jnp.where(rows.steps.is_action_token, jnp.abs(log_prob - rows.sampled_log_prob), 0.0))
         metrics = {"loss/total": loss.total, "loss/policy": loss.policy, "loss/value": loss.value}
         if self.algorithm.kl_coef:
@@ -262,7 +284,7 @@ class ActorCritic:
         metrics |= {"policy/entropy": loss.entropy, "policy/clip_fraction": loss.clip_fraction, "ratio/gap": gap}
         total = loss.total
         if self.corrector and rows.corrected:
-            of_corrected = self.corrector.log_probs(params_of_all, rows.corrected, image_tokens)
+            of_corrected = self.corrector.log_probs(params_of_all, rows.corrected, thoughts.image_tokens)
             counts = rows.corrected.is_thought & rows.steps.is_played[..., None]
             metrics["loss/cloning"] = self.algorithm.cloning_loss(of_corrected, counts)
             total += jnp.where(when.is_warmup, 0.0, self.algorithm.sft_coef * metrics["loss/cloning"])

@@ -16,6 +16,7 @@ from jaxvlmrl.algorithms.reinforce_pp import ReinforcePP
 from jaxvlmrl.algorithms.rl4vlm import RL4VLM
 from jaxvlmrl.algorithms.rloo import RLOO
 from jaxvlmrl.algorithms.turn_ppo import TurnPPO
+from jaxvlmrl.algorithms.vagen import VAGEN
 from jaxvlmrl.algorithms.vl_dac import VLDAC
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
@@ -33,4 +34,5 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "gigpo": GiGPO,
     "digirl": DigiRL,
     "gtr": GTR,
+    "vagen": VAGEN,
 }

@@ -31,13 +31,14 @@ class Experience(NamedTuple):
     is_action_token: jax.Array  # [T, B, G] bool: sampled, the end token included
     old_log_prob: jax.Array  # [T, B, G]
     ref_log_prob: jax.Array  # [T, B, G], of the policy at the start of RL
+    token_value: jax.Array | None = None  # [T, B, G], before each token, for methods that value tokens
 
 
 class Credit(NamedTuple):
     """What a rollout's steps are worth. `advantage` is [T, B], or [T, B, G] where tokens of a turn differ."""
 
     advantage: jax.Array
-    returns: jax.Array  # [T, B], the value target
+    returns: jax.Array  # [T, B], the value target; [T, B, G] for methods that value tokens
     is_kept: jax.Array  # [T, B] bool: what the policy learns from
 
 
@@ -48,8 +49,8 @@ class Steps(NamedTuple):
     old_log_prob: jax.Array  # [*n, G]
     ref_log_prob: jax.Array  # [*n, G]
     advantage: jax.Array  # [*n], or [*n, G]
-    old_value: jax.Array  # [*n], at the rollout
-    returns: jax.Array  # [*n], the value target
+    old_value: jax.Array  # [*n], at the rollout; [*n, G] for methods that value tokens
+    returns: jax.Array  # [*n], the value target; or the same
     is_played: jax.Array  # [*n] bool: what the critic learns from; the policy learns from steps with action tokens
     is_thought: jax.Array | None = None  # [*n, G] bool; None: all tokens act
 
@@ -103,6 +104,7 @@ class Algorithm(ABC):
     has_ratio: ClassVar[bool] = True  # without one a rollout is learned from once
     is_mean_over_rows: ClassVar[bool] = True  # else a minibatch cannot be cut into parts whose losses are averaged
     compares_states: ClassVar[bool] = False  # wants an environment's `anchor`
+    values_tokens: ClassVar[bool] = False  # the critic reads the policy's state before every token of an answer
 
     @property
     def uses_critic(self) -> bool:
@@ -125,8 +127,8 @@ class Algorithm(ABC):
     def policy_loss(self, log_prob: Float[Array, "*n G"], steps: Steps) -> PolicyLoss:
         """`log_prob` is 0 where there is no token."""
 
-    def value_loss(self, value: Float[Array, "*n"], steps: Steps) -> Float[Array, ""]:
-        """Without its coefficient."""
+    def value_loss(self, value: Float[Array, "..."], steps: Steps) -> Float[Array, ""]:
+        """Without its coefficient; `value` is [*n], or [*n, G]."""
         del value, steps
         return jnp.float32(0.0)
 
@@ -142,7 +144,7 @@ class Algorithm(ABC):
         self,
         log_prob: Float[Array, "*n G"],
         entropy: Float[Array, "*n G"],
-        value: Float[Array, "*n"],
+        value: Float[Array, "..."],
         steps: Steps,
         is_warmup: Bool[Array, ""] | bool = False,
         progress: Float[Array, ""] | float = 0.0,

@@ -5,14 +5,82 @@ sits. The value at a turn's end plays the state's, so it knows the answer just g
 "rl4vlm_archer_others", section 3 (2510.16907 and its code).
 """
 
+from dataclasses import dataclass, field
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxvlmrl.algorithms import kl
+from jaxvlmrl.algorithms.algorithm import Algorithm, Credit, Experience, PolicyLoss, Steps
 from jaxvlmrl.algorithms.masking import masked_mean
+from jaxvlmrl.algorithms.step_method import clipped_value_error
+from jaxvlmrl.algorithms.surrogate import surrogate
 
 Row = Float[Array, " L"]
 Mask = Bool[Array, " L"]
+
+
+@dataclass(unsafe_hash=True)
+class VAGEN(Algorithm):
+    """PPO on tokens with a value of tokens, read before each. The paper's reward for a model of the world is not here."""
+
+    warmup_updates: int = 2
+    gamma_turn: float = 0.95
+    gamma_token: float = 1.0
+    gae_lambda: float = 1.0
+    clip_eps: float = 0.2
+    value_clip_eps: float = 0.5
+    advantages: str = field(default="bi_level", metadata={"choices": ("bi_level", "turn_wise", "masked")})
+
+    whole_episodes: ClassVar[bool] = True
+    is_mean_over_rows: ClassVar[bool] = False
+    values_tokens: ClassVar[bool] = True
+
+    def credit(self, experience: Experience) -> Credit:
+        x = experience
+        turns, batch, width = x.is_action_token.shape
+        flat = lambda x: jnp.swapaxes(x, 0, 1).reshape(batch, -1)
+        back = lambda x: jnp.swapaxes(x.reshape(batch, turns, width), 0, 1)
+        counts = x.is_action_token & x.is_played[..., None]
+        is_end = counts & (jnp.cumsum(counts[..., ::-1], axis=-1)[..., ::-1] == 1)
+        reward = jnp.where(is_end, x.reward[..., None], 0.0)
+        rows = flat(reward), flat(x.token_value), flat(counts), flat(is_end)
+        advantage, returns, statistics_of = self.of_rows(*rows)
+        whitened = jnp.where(rows[2], whiten(advantage, statistics_of), 0.0)
+        return Credit(back(whitened), back(returns), x.is_played)
+
+    def of_rows(
+        self,
+        reward: Float[Array, "B L"],
+        value: Float[Array, "B L"],
+        mask: Bool[Array, "B L"],
+        is_end: Bool[Array, "B L"],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(advantages, value targets, which count for the whitening), [B, L]."""
+        turn, lam = self.gamma_turn, self.gae_lambda
+        if self.advantages == "bi_level":
+            of_one = lambda r, v, m, e: bi_level_gae(r, v, m, e, turn, self.gamma_token, lam)
+        elif self.advantages == "masked":
+            of_one = lambda r, v, m, e: masked_gae(r, v, m, self.gamma_token, lam)
+        else:
+            of_one = lambda r, v, m, e: turn_wise_gae(r, v, m, e, turn, lam)
+        advantage = jax.vmap(of_one)(reward, value, mask, is_end)
+        return advantage, advantage + value, is_end if self.advantages == "turn_wise" else mask
+
+    def policy_loss(self, log_prob: Float[Array, "*n G"], steps: Steps) -> PolicyLoss:
+        log_ratio = jnp.where(steps.is_action_token, log_prob - steps.old_log_prob, 0.0)
+        terms, is_clipped = surrogate(log_ratio, steps.token_advantage, 1 - self.clip_eps, 1 + self.clip_eps)
+        divergence = kl.ESTIMATORS[self.kl_estimator](log_prob, steps.ref_log_prob)
+        clip_fraction = masked_mean(is_clipped.astype(jnp.float32), steps.is_action_token)
+        return PolicyLoss(self.mean(terms, steps), self.mean(divergence, steps), clip_fraction)
+
+    def value_loss(self, value: Float[Array, "*n G"], steps: Steps) -> Float[Array, ""]:
+        return 0.5 * masked_mean(clipped_value_error(value, steps, self.value_clip_eps), steps.is_action_token)
+
+    def mean(self, terms: Float[Array, "*n G"], steps: Steps) -> Float[Array, ""]:
+        return masked_mean(terms, steps.is_action_token)
 
 
 def masked_gae(reward: Row, value: Row, mask: Mask, gamma: float, lam: float) -> Row:
