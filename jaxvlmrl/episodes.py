@@ -40,6 +40,16 @@ class Episodes(NamedTuple):
     thoughts: Verdict | None = None  # fields [N, T]
 
 
+class Game(NamedTuple):
+    """One episode in words; `answers` of a scripted player are the canonical ones."""
+
+    seed: int
+    won: bool
+    turns: int
+    actions: list[int]
+    answers: list[str]
+
+
 @dataclass(frozen=True, eq=False)
 class OneEpisode(AutoReset):
     """An environment that is not reset when its episode has ended."""
@@ -135,6 +145,25 @@ def play_scripted(
 
 
 # What is said of episodes
+
+
+def games(episodes: Episodes, policy: Policy) -> list[Game]:
+    """The episodes, turn by turn until each ended."""
+
+    def answer(index: int, turn: int) -> str:
+        if not episodes.answer_ids.size:
+            return policy.env.answer_text(int(episodes.actions[index, turn]))
+        return policy.chat.tokenizer.decode(
+            episodes.answer_ids[index, turn][episodes.answer_valid[index, turn]].tolist()
+        )
+
+    def game(index: int) -> Game:
+        turns = int(episodes.turns[index])
+        answers = [answer(index, turn) for turn in range(turns)]
+        actions = episodes.actions[index, :turns].tolist()
+        return Game(int(episodes.seeds[index]), bool(episodes.won[index]), turns, actions, answers)
+
+    return [game(index) for index in range(len(episodes.seeds))]
 
 
 def summarise(episodes: Episodes) -> dict[str, float]:

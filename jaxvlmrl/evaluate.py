@@ -21,7 +21,7 @@ from envs_jax.players import RandomPlayer
 from jaxvlmrl import acting, command_line, runs
 from jaxvlmrl.building import image_shape, make_policy
 from jaxvlmrl.config import ConfigError
-from jaxvlmrl.episodes import ENDED, Episodes, Evaluator, pass_at_k, play_scripted, summarise
+from jaxvlmrl.episodes import Episodes, Evaluator, games, pass_at_k, play_scripted, summarise
 from jaxvlmrl.policy import Policy
 
 
@@ -118,22 +118,8 @@ def thoughts(rows: list[Entry]) -> str:
 def as_json(rows: list[Entry], policy: Policy) -> list[dict[str, Any]]:
     """The table with every episode: its seed, its outcome, and what was answered in each turn."""
 
-    def answers(episodes: Episodes, index: int) -> list[str]:
-        said = []
-        for turn, action in enumerate(episodes.actions[index]):
-            if action == ENDED:
-                break
-            ids = episodes.answer_ids[index, turn] if episodes.answer_ids.size else np.zeros(0, int)
-            kept = ids[episodes.answer_valid[index, turn]].tolist() if len(ids) else []
-            said.append(policy.chat.tokenizer.decode(kept) if len(ids) else policy.env.answer_text(int(action)))
-        return said
-
-    def of(episodes: Episodes, index: int) -> dict[str, Any]:
-        facts = {"seed": int(episodes.seeds[index]), "won": bool(episodes.won[index])}
-        return facts | {"turns": int(episodes.turns[index]), "answers": answers(episodes, index)}
-
     return [
-        {"player": name} | figures | {"games": [of(episodes, i) for i in range(len(episodes.seeds))]}
+        {"player": name} | figures | {"games": [game._asdict() for game in games(episodes, policy)]}
         for name, figures, episodes in rows
     ]
 

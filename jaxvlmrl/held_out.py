@@ -7,11 +7,12 @@ import jax
 
 from jaxvlmrl import pictures
 from jaxvlmrl.config import Config
-from jaxvlmrl.episodes import Evaluator, summarise
+from jaxvlmrl.episodes import Episodes, Evaluator, games, summarise
 from jaxvlmrl.models.layers import Params
-from jaxvlmrl.runs import Run, this_machine
+from jaxvlmrl.runs import Run, this_machine, write_json
 
 SAMPLING_SEED = 1
+SHOWN = 4  # games in episodes.gif
 
 
 def finish(
@@ -24,9 +25,11 @@ def finish(
     """
     test = range(*config.evaluation.test)
     key = jax.random.key(SAMPLING_SEED)
-    summary: dict[str, Any] = {"config": run.folder.name, "heldout": measure(evaluator, best, test, key)}
+    play = lambda params: tuple(evaluator.play(params, test, key, greedy) for greedy in (True, False))
+    played = play(best)
+    summary: dict[str, Any] = {"config": run.folder.name, "heldout": measure(*played)}
     if config.rl.num_updates:
-        summary["before_rl"] = measure(evaluator, before, test, key)
+        summary["before_rl"] = measure(*play(before))
         lost, was_lost = (1 - summary[name]["win_rate_greedy"] for name in ("heldout", "before_rl"))
         summary["losses_removed"] = 1 - lost / was_lost if was_lost else None
     for eyes in ("blank", "shuffled"):
@@ -39,7 +42,9 @@ def finish(
     summary["published_seeds"] = {"episodes": len(published.won), "wins": int(published.won.sum())}
     policy = evaluator.policy
     pictures.learning_curve(run.rows(), run.folder / "curve.png")
-    pictures.episode_gif(policy.env, config.env_params, policy.chat.tokenizer, published, run.folder / "episodes.gif")
+    shown = games(published, policy)[:SHOWN]
+    pictures.episode_gif(policy.env, config.env_params, shown, run.folder / "episodes.gif")
+    write_json(run.folder / "games.json", [game._asdict() for game in games(played[0], policy)])
     summary |= {"wall_s": round(wall_s(), 1), "machine": this_machine()}
     return run.finish(summary)
 
@@ -49,10 +54,9 @@ def right_answers(row: Mapping[str, float], when: str) -> dict[str, float]:
     return {name.rpartition("/")[2]: x for name, x in row.items() if name.startswith(f"{when}/perception/")}
 
 
-def measure(evaluator: Evaluator, params: Params, seeds: range, key: jax.Array) -> dict[str, Any]:
-    """A policy's figures on the test seeds, greedy unless they say otherwise."""
-    greedy = summarise(evaluator.play(params, seeds, key, greedy=True))
-    sampled = summarise(evaluator.play(params, seeds, key, greedy=False))
+def measure(with_greedy: Episodes, with_sampled: Episodes) -> dict[str, Any]:
+    """A policy's figures on the test seeds, of greedy answers unless they say otherwise."""
+    greedy, sampled = summarise(with_greedy), summarise(with_sampled)
     return {
         "episodes": greedy["episodes"],
         "win_rate_greedy": greedy["win_rate"],

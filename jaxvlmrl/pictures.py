@@ -1,7 +1,8 @@
 """Pictures of a run: its learning curve, and episodes with the model's own answers under the frames."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from envs_jax.environment import Params as EnvParams
 from envs_jax.environment import TextEnvironment
-from jaxvlmrl.episodes import Episodes
-from jaxvlmrl.text.tokenizer import Tokenizer
+from jaxvlmrl.episodes import ENDED, Game
 
 matplotlib.use("Agg")
 
@@ -43,10 +43,8 @@ def learning_curve(rows: list[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def episode_frames(
-    env: TextEnvironment, env_params: EnvParams, tokenizer: Tokenizer, episodes: Episodes, count: int
-) -> list[list[Image.Image]]:
-    """Of each of the first `count` episodes: one picture a turn with the answer under it, then one of the end."""
+def episode_frames(env: TextEnvironment, env_params: EnvParams, games: Sequence[Game]) -> list[list[Image.Image]]:
+    """Of each game: one picture a turn with the answer under it, then one of the end."""
 
     def film(seed: jax.Array, actions: jax.Array) -> jax.Array:
         def turn(state, action):
@@ -55,16 +53,15 @@ def episode_frames(
         last, images = jax.lax.scan(turn, env.init_from_number(seed, env_params), actions)
         return jnp.concatenate([images, env.observe(last)["image"][None]])
 
-    seeds = episodes.seeds[:count]
-    films = np.asarray(jax.jit(jax.vmap(film))(seeds.astype(np.uint32), episodes.actions[:count]))
+    longest = max(game.turns for game in games)
+    actions = np.array([game.actions + [ENDED] * (longest - game.turns) for game in games], np.int32)
+    films = np.asarray(jax.jit(jax.vmap(film))(np.array([game.seed for game in games], np.uint32), actions))
     sheets = []
-    for index, seed in enumerate(seeds):
-        length = int(episodes.turns[index])
-        kept = zip(episodes.answer_ids[index, :length], episodes.answer_valid[index, :length])
-        answers = [tokenizer.decode(ids[valid].tolist()) or "(says nothing)" for ids, valid in kept]
-        titles = [f"seed {seed}, turn {turn + 1}" for turn in range(length)]
-        ending = f"won in {length}" if episodes.won[index] else "not won"
-        captions = zip(films[index], [*titles, f"seed {seed}"], [*answers, ending])
+    for game, frames in zip(games, films, strict=True):
+        titles = [f"seed {game.seed}, turn {turn + 1}" for turn in range(game.turns)]
+        answers = [answer or "(says nothing)" for answer in game.answers]
+        ending = f"won in {game.turns}" if game.won else "not won"
+        captions = zip(frames, [*titles, f"seed {game.seed}"], [*answers, ending])
         sheets.append([captioned(*caption) for caption in captions])
     return sheets
 
@@ -81,18 +78,16 @@ def captioned(image: np.ndarray, title: str, text: str) -> Image.Image:
     return picture
 
 
-def episode_gif(
-    env: TextEnvironment, env_params: EnvParams, tokenizer: Tokenizer, episodes: Episodes, path: Path, columns: int = 4
-) -> None:
-    """The first episodes side by side; one that is over shows its end until all are."""
-    count = min(columns, len(episodes.seeds))
-    films = episode_frames(env, env_params, tokenizer, episodes, count)
+def episode_gif(env: TextEnvironment, env_params: EnvParams, games: Sequence[Game], path: Path | BinaryIO) -> None:
+    """Games side by side; one that is over shows its end until all are."""
+    films = episode_frames(env, env_params, games)
     length = max(map(len, films))
     width, height = films[0][0].size
     sheets = []
     for time in range(length + 1):  # the last picture stands twice as long
-        sheet = Image.new("RGB", (count * (width + 8) - 8, height), PAPER)
+        sheet = Image.new("RGB", (len(games) * (width + 8) - 8, height), PAPER)
         for column, film in enumerate(films):
             sheet.paste(film[min(time, len(film) - 1)], (column * (width + 8), 0))
         sheets.append(sheet.quantize(128))
-    sheets[0].save(path, save_all=True, append_images=sheets[1:], duration=900, loop=0, optimize=True)
+    options = {"save_all": True, "append_images": sheets[1:], "duration": 900, "loop": 0, "optimize": True}
+    sheets[0].save(path, format="GIF", **options)

@@ -130,8 +130,8 @@ class Run:
         write_text(path, "".join(line + "\n" for line in whole if json.loads(line)["row"] < row))
         self._metrics = path.open("a")
 
-    def write(self, row: int, metrics: dict[str, float | int | str]) -> None:
-        """One row, of plain numbers, to metrics.jsonl and TensorBoard."""
+    def write(self, row: int, metrics: dict[str, Any]) -> None:
+        """One row to metrics.jsonl, its numbers to TensorBoard."""
         if self._tensorboard is None:
             self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"), purge_step=row, flush_secs=30)
         plain = without_nan(metrics)

@@ -27,7 +27,7 @@ from jaxvlmrl.models.layers import Params
 from jaxvlmrl.runs import Position, Run, this_machine
 from jaxvlmrl.watchdog import Watchdog
 
-Row = dict[str, Any]  # plain numbers and names
+Row = dict[str, Any]  # plain numbers and names, and what the watchdog said
 
 
 class Progress(NamedTuple):
@@ -104,7 +104,7 @@ class Loop(NamedTuple):
                 state, metrics = step(state, frozen, jax.random.fold_in(key, update), jnp.int32(update))
                 row = plain(metrics) | (at_start if update == 0 else {})
                 progress, row = self.note(phase, progress, state.policy, row, time.time() - update_started)
-                tell(bar, phase, progress.position, row, self.watchdog.look(row))
+                tell(bar, phase, progress.position, row)
                 is_last = phase.is_over(update + 1, progress.position.phase_turns)
                 self.save_if_due(progress, state, is_last)
                 if is_last:
@@ -143,6 +143,8 @@ class Loop(NamedTuple):
             row |= found
         row["time/wall_s"] = self.wall_s()
         row["time/share_train_step"] = seconds / max(row["time/wall_s"] - at.wall_s, seconds)
+        if complaints := self.watchdog.look(row):
+            row["watchdog"] = complaints
         self.run.write(at.row - 1, row)
         return progress._replace(position=progress.position._replace(wall_s=self.wall_s())), row
 
@@ -195,7 +197,7 @@ def plain(metrics: dict[str, jax.Array]) -> Row:
     return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
 
-def tell(bar: tqdm, phase: Phase, at: Position, row: Row, complaints: list[str]) -> None:
+def tell(bar: tqdm, phase: Phase, at: Position, row: Row) -> None:
     """The figures people want: on the bar always, as a line when they were validated; and what is wrong, in words."""
     shares = {name.removeprefix("command/"): x for name, x in row.items() if name.startswith("command/")}
     figures = [f"{row['time/turns_per_s']:.0f} turns/s, {row['time/share_train_step']:.0%} of the time"]
@@ -217,7 +219,7 @@ def tell(bar: tqdm, phase: Phase, at: Position, row: Row, complaints: list[str])
             wins += f" in {row['validation/mean_turns']:.2f} turns"
         heading = f"{phase.name} {at.update}/{phase.num_updates}, {at.turns / 1e3:.0f}k turns, {at.wall_s:.0f} s"
         say(f"{heading}: {wins}; {', '.join(figures)}")
-    for sentence in complaints:
+    for sentence in row.get("watchdog", []):
         say(f"watchdog: update {at.update}: {sentence}")
 
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxvlmrl import command_line, evaluate, runs, train
+from jaxvlmrl import command_line, evaluate, report, runs, train
 from jaxvlmrl.building import make_policy
 from jaxvlmrl.config import Config, ConfigError, differences, from_json, to_json
 from jaxvlmrl.runs import Run
@@ -269,6 +269,23 @@ def test_watchdog_says_each_thing_once():
     assert (
         len(watchdog.look(ill | {"rollout/reward_spread": 0.0, "ratio/max_gap": 1.0, "loss/policy": float("nan")})) == 6
     )
+
+
+def test_report_is_one_page_with_everything_in_it(unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    page = tmp_path / "page.html"
+    assert report.main(["report", str(unbroken), str(unbroken), f"--to={page}"]) == 0
+    text = page.read_text()
+    assert text.count("<svg") >= 5
+    assert "data:image/gif;base64," in text
+    assert "cannot be read" in text, "the watchdog's own words"
+    assert not re.search(r'(src|href)="(?!data:|#)', text), "it needs nothing from elsewhere"
+    games = json.loads((unbroken / "games.json").read_text())
+    summary = json.loads((unbroken / "summary.json").read_text())
+    assert sum(game["won"] for game in games) == round(summary["heldout"]["win_rate_greedy"] * len(games))
+    with pytest.raises(ConfigError, match="say which runs"):
+        report.main(["report"])
+    with pytest.raises(ConfigError, match="is no run directory"):
+        report.main(["report", str(tmp_path)])
 
 
 def test_watchdog_sees_a_policy_collapse():
