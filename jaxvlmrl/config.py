@@ -149,8 +149,8 @@ class Config:
         rl = self.rl
         if kind.whole_episodes:
             rl = dataclasses.replace(rl, num_turns=int(self.env_params.max_turns))
-        if not kind.has_ratio:
-            rl = dataclasses.replace(rl, epochs=1)
+        if not kind.has_ratio:  # one step a rollout: a second one would not know that the policy has moved
+            rl = dataclasses.replace(rl, epochs=1, minibatches=1, microbatches=rl.minibatches * rl.microbatches)
         if not kind.is_mean_over_rows:
             rl = dataclasses.replace(rl, microbatches=1)
         needs_head = kind.values_tokens and not self.critic.reads_hidden
@@ -167,7 +167,8 @@ class Config:
         imitation = small(self.imitation, num_updates=min(self.imitation.num_updates, 2), num_envs=4, num_turns=6)
         rl = small(self.rl, num_updates=min(self.rl.num_updates, 2), num_envs=8, num_turns=6)
         parts = 2 if self.algorithm.is_mean_over_rows else 1
-        rl = small(rl, epochs=1, minibatches=2, microbatches=parts, envs_at_once=min(rl.envs_at_once, 4))
+        minibatches = 2 if self.algorithm.has_ratio else 1
+        rl = small(rl, epochs=1, minibatches=minibatches, microbatches=parts, envs_at_once=min(rl.envs_at_once, 4))
         seeds = Evaluation(test=(1000, 1008), validation=(5000, 5008), batch=8)
         algorithm = small(self.algorithm, warmup_updates=min(self.algorithm.warmup_updates, 1))
         imitation = small(imitation, minibatches=2)
@@ -258,8 +259,8 @@ class Config:
         if self.algorithm.whole_episodes and self.rl.num_turns < int(self.env_params.max_turns):
             turns = f"config.rl.num_turns = {self.rl.num_turns} is below config.env_params.max_turns"
             raise ConfigError(f"{name} learns from whole episodes, but {turns}")
-        if not self.algorithm.has_ratio and self.rl.epochs > 1:
-            raise ConfigError(f"{name} has no ratio: config.rl.epochs must be 1")
+        if not self.algorithm.has_ratio and self.rl.epochs * self.rl.minibatches > 1:
+            raise ConfigError(f"{name} has no ratio: config.rl.epochs and config.rl.minibatches must be 1")
         if self.algorithm.values_tokens and not self.critic.reads_hidden:
             raise ConfigError(f"{name} values tokens, which only a value_head can: config.critic looks at pictures")
         if self.algorithm.sft_coef and not self.conversation.thought_tokens:
