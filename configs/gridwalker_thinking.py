@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> Config:
     config = Config(
         env_params=Params(step_cost=0.02, invalid_cost=0.1),
         model=SmolVLM(text=TextConfig(vocab_size=384)),
-        conversation=Conversation(tokenizer="tiny_thinking", thought_tokens=12, max_answer_tokens=19),
+        conversation=Conversation(tokenizer="tiny_thinking", thought_tokens=12, max_answer_tokens=20),
         imitation=ImitationPhase(num_updates=300, demonstrations=Demonstrations(FewestCommands(), num_games=1000)),
         rl=RLPhase(num_updates=90, thought_reward=0.2, optimizer=Optimizer(warmup_updates=10, final_share=0.05)),
         algorithm=VLDAC(gamma=0.95, gae_lambda=0.9, value_coef=1.0, kl_coef=0.02, entropy_coef=0.002),

@@ -42,6 +42,7 @@ class Probe(TextEnvironment):
     num_turns: int = 1
     shown: tuple[int, ...] = (0,)  # turns whose picture has the episode's colour; in others it is grey
     judged: tuple[int, ...] = (0,)  # turns whose answers count
+    is_cut: bool = False  # it ends as by a time limit
     height: int = 16
     width: int = 16
 
@@ -82,7 +83,7 @@ class Probe(TextEnvironment):
         is_over = after.turn >= self.num_turns
         won = is_over & after.all_right
         info: Info = {"success": won, "efficiency": jnp.float32(100.0)}
-        return after, won.astype(jnp.float32), is_over, jnp.bool_(False), info
+        return after, won.astype(jnp.float32), is_over & (not self.is_cut), is_over & self.is_cut, info
 
     def observe(self, state: State) -> Observation:
         is_shown = jnp.isin(state.turn, jnp.asarray(self.shown))
@@ -106,5 +107,6 @@ PROBES = {  # what it takes to win them
     "see": Probe(),
     "remember": Probe(num_turns=2, shown=(0,), judged=(1,)),
     "wait": Probe(num_turns=3, shown=(0,), judged=(0,)),  # for a reward that comes two turns after what earned it
+    "stop": Probe(num_turns=2, shown=(0, 1), judged=(0, 1), is_cut=True),
     "combine": Probe(num_turns=3, shown=(0, 1, 2), judged=(0, 1, 2)),  # one win in eight by chance
 }

@@ -5,7 +5,7 @@ constant, since runs that end with their steps cannot know how many updates that
 but none for methods of whole episodes where answers are free: their papers have none, and without normalised advantages
 it outweighs them (LOOP, seed 0: 50% with, 62% without). "weak" starts from a short imitation that all methods of a run
 seed share, "random" from random weights with canonical answers, "thinking" from an imitation of thoughts and commands;
-"long" and "long_small" ask for a hundred and forty turns. Finished runs are only read. Writes
+"long" and "long_small" give games 100 and 40 turns. Finished runs are only read. Writes
 experiments/results/compare_<setting>.json, .md (the table) and .png; --parallel runs go on at once, a core each.
 """
 
@@ -177,9 +177,12 @@ def curve(job: Job) -> tuple[np.ndarray, np.ndarray]:
 
 
 def area(job: Job) -> float:
-    """Mean validation win rate along the run, by environment steps, from the first validation on."""
+    """Mean validation win rate from the start of RL to the setting's steps; before the first validation from the start's."""
     steps, rates = curve(job)
-    return float(np.trapezoid(rates, steps) / (steps[-1] - steps[0])) if len(steps) > 1 else float(rates[0])
+    end = SETTINGS[job.setting].steps
+    along = np.linspace(0, end, 1001)
+    before = read(job)["before_rl"]["win_rate_greedy"]
+    return float(np.mean(np.interp(along, np.append(0, steps), np.append(before, rates))))
 
 
 def record(setting: str, name: str) -> dict[str, Any]:
@@ -205,6 +208,12 @@ def interval(values: list[float]) -> str:
     return f"{mean:.1%} ± {T_QUANTILES.get(len(values), 2.0) * statistics.stdev(values) / len(values) ** 0.5:.1%}"
 
 
+def average(values: list[float | None], form: str) -> str:
+    """Of those that there are."""
+    found = [value for value in values if value is not None]
+    return form.format(statistics.mean(found)) if found else "-"
+
+
 def table(records: list[dict[str, Any]]) -> str:
     thinks = "thoughts_true" in records[0]
     head = ["method", "before", "win rate, greedy", "of each seed", "sampled", "area under the curve", "turns", "steps",
@@ -214,12 +223,12 @@ def table(records: list[dict[str, Any]]) -> str:
     for row in records:
         lines.append([
             row["method"], interval(row["before"]), interval(row["greedy"]), " ".join(f"{x:.1%}" for x in row["greedy"]),
-            interval(row["sampled"]), interval(row["area"]), f"{statistics.mean(row['turns']):.2f}",
+            interval(row["sampled"]), interval(row["area"]), average(row["turns"], "{:.2f}"),
             f"{statistics.mean(row['steps']) / 1e3:.0f}k", f"{statistics.mean(row['wall_s']):.0f} s",
         ])  # fmt: skip
         if thinks:
-            shares = [statistics.mean(row[f"thoughts_{name}"]) for name in ("known", "true", "imagined")]
-            lines[-1] += [f"{statistics.mean(row['tokens_per_turn']):.1f}", *(f"{share:.1%}" for share in shares)]
+            shares = [average(row[f"thoughts_{name}"], "{:.1%}") for name in ("known", "true", "imagined")]
+            lines[-1] += [average(row["tokens_per_turn"], "{:.1f}"), *shares]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

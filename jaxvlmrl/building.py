@@ -70,9 +70,8 @@ def make_policy(config: Config) -> Policy:
         prompt = env.short_prompt if talk.short_prompt else env.prompt
         turns = int(config.env_params.max_turns)
         chat = Chat(tokenizer, talk.template, prompt, config.model.num_image_tokens, turns, talk.max_answer_tokens)
-        check_thoughts(config, chat)
-        for action in env.actions():
-            chat.answer_ids(env.answer_text(action))
+        commands = [len(chat.answer_ids(env.answer_text(action))) for action in env.actions()]
+        check_thoughts(config, chat, max(commands))
         longest = len(chat.prefix_ids) + turns * chat.tokens_per_turn + 0 * chat.image_slot
     except (FileNotFoundError, KeyError, IndexError, TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
@@ -85,15 +84,22 @@ def make_policy(config: Config) -> Policy:
     )  # fmt: skip
 
 
-def check_thoughts(config: Config, chat: Chat) -> None:
-    """Raises ValueError where thoughts are wanted and the tokenizer or the environment has none."""
-    if not config.conversation.thought_tokens:
+def check_thoughts(config: Config, chat: Chat, longest_command: int) -> None:
+    """Raises ValueError where thoughts are wanted, and the tokenizer, the environment or the budget has none."""
+    talk = config.conversation
+    if not talk.thought_tokens:
         return
-    thoughts, _ = config.env.thoughts(), chat.thought_ids
+    thoughts, marks = config.env.thoughts(), chat.thought_ids
+    needed = talk.thought_tokens + len(marks) + longest_command
+    if talk.max_answer_tokens < needed:
+        raise ValueError(
+            f"a thought and a command take {needed} tokens, config.conversation.max_answer_tokens is below"
+        )
     if thoughts is None:
         raise ValueError(f"{config.env.name} has no thoughts: config.conversation.thought_tokens must be 0")
     longest = max(len(chat.tokenizer.encode(text)) for text in thoughts.texts)
-    if config.imitation.num_updates and longest > config.conversation.thought_tokens:
+    is_taught = config.imitation.num_updates or config.algorithm.sft_coef
+    if is_taught and longest > talk.thought_tokens:
         raise ValueError(f"a thought takes {longest} tokens, config.conversation.thought_tokens is below")
 
 
@@ -169,7 +175,9 @@ def check_critic(config: Config) -> None:
 def make_env(config: Config) -> AutoReset:
     """The training environment, which never shows an evaluation or validation episode."""
     seeds, env, params = config.evaluation, config.env, config.env_params
-    held_out = held_out_table(env, params, [seeds.published, seeds.test, seeds.validation])
+    ranges = [seeds.published, seeds.test, seeds.validation]
+    boards = {id(board): board for board in (params, config.curriculum.first(params))}  # games, and lessons before them
+    held_out = jnp.concatenate([held_out_table(env, board, ranges) for board in boards.values()])
     drawn = jax.vmap(lambda key: env.fingerprint(env.init(key, params)))(jax.random.split(jax.random.key(0), PROBES))
     is_held_out = jnp.any(jnp.all(drawn[:, None] == held_out[None], axis=-1), axis=-1)
     if bool(jnp.all(is_held_out)):
@@ -223,7 +231,7 @@ def make_actor_critic(config: Config, policy: Policy, env: AutoReset) -> ActorCr
     is_exact = config.model.dtype == "float32" and jax.default_backend() == "cpu"  # others round products of float32
     automatic = "sampler" if is_exact else "recomputed"
     old_log_prob = automatic if phase.old_log_prob == "auto" else phase.old_log_prob
-    moving = phase.num_updates - config.algorithm.warmup_updates  # the policy's schedule stands still before
+    moving = phase.num_updates - config.algorithm.critic_warmup  # the policy's schedule stands still before
     return ActorCritic(
         policy, config.critic, env, config.algorithm, phase.optimizer.make(moving, steps),
         phase.critic_optimizer.make(phase.num_updates, steps), phase.num_updates, phase.num_turns, phase.epochs,

@@ -87,7 +87,9 @@ class RLPhase:
     microbatches: int = 2  # a minibatch's gradient is gathered in so many parts; 8 to 16 environments each suit a CPU
     envs_at_once: int = 0  # in a rollout, for memory; 0 for all
     validate_every: int = 10  # updates
-    stop_after_turns: int = 0  # the phase ends with this many of its turns, if not before; 0 for num_updates
+    # The phase ends with this many of its turns, if not before; 0 for num_updates. The entropy bonus falls with whichever
+    # end is nearer, the learning rate with the updates alone.
+    stop_after_turns: int = 0
     # "auto" takes the sampler's where float32 is exact, and has the trainer recompute them elsewhere
     old_log_prob: str = field(default="auto", metadata={"choices": ("auto", "sampler", "recomputed")})
     thought_reward: float = 0.0  # for whole thoughts, in every turn or by their share with a win
@@ -176,6 +178,7 @@ class Config:
             kept = {name: getattr(self.model, name) for name in ("dtype", "param_dtype", "remat")}
             model = type(self.model)(**kept)
             words = {"tokenizer": "tiny", "template": "tiny", "short_prompt": True, "max_answer_tokens": 6}
+            words["thought_tokens"] = 0  # the tiny tokenizer has no marks for them
             height, width = model.image_shape
             self = small(
                 self, model=model, env=small(self.env, height=height, width=width),
@@ -222,10 +225,8 @@ class Config:
         talk = self.conversation
         if talk.top_k < 0 or talk.tokens_at_once < 0 or not 0 < talk.top_p <= 1:
             raise ConfigError("config.conversation.top_k and tokens_at_once must be at least 0, and 0 < top_p <= 1")
-        if talk.thought_tokens < 0 or (talk.thought_tokens and talk.max_answer_tokens < talk.thought_tokens + 4):
-            raise ConfigError(
-                "config.conversation.max_answer_tokens must hold thought_tokens, their two marks and a command"
-            )
+        if talk.thought_tokens < 0:
+            raise ConfigError("config.conversation.thought_tokens must be at least 0")
         if self.rl.thought_reward and not talk.thought_tokens:
             raise ConfigError("config.rl.thought_reward pays for thoughts, but config.conversation.thought_tokens is 0")
         if talk.top_k or talk.top_p < 1:
@@ -267,7 +268,7 @@ class Config:
             raise ConfigError(f"{name} clones thoughts, but config.conversation.thought_tokens is 0")
         if not self.algorithm.is_mean_over_rows and self.rl.microbatches > 1:
             raise ConfigError(f"{name} divides by what a minibatch keeps: config.rl.microbatches must be 1")
-        if 0 < self.rl.num_updates <= self.algorithm.warmup_updates:
+        if 0 < self.rl.num_updates <= self.algorithm.critic_warmup:
             raise ConfigError("config.algorithm.warmup_updates leaves no update to the policy")
 
 

@@ -1,6 +1,7 @@
 """A corrector: in every state that was visited, the thought that a player who knows the board would have had.
 
-Each picture is thought about alone, as a conversation of one turn. Source: reference sheet "rl4vlm_archer_others", 5.
+Each picture is thought about alone, as the first turn of a conversation, where the original clones in mid-conversation: past
+turns would have to be read again for every correction. Source: reference sheet "rl4vlm_archer_others", section 5.
 """
 
 from dataclasses import dataclass

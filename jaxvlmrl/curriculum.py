@@ -21,7 +21,8 @@ class Lessons(NamedTuple):
     """Where a curriculum stands."""
 
     chances: jax.Array  # [levels], of each to be drawn
-    level: jax.Array  # [B] int32, of each environment
+    level: jax.Array  # [B] int32, of the episodes that begin in this update
+    board: jax.Array  # [B] int32, of the episodes under way as it begins; one above all levels if of none of them
 
 
 @dataclass(unsafe_hash=True)
@@ -37,15 +38,17 @@ class Curriculum:
     def start(self, num_envs: int) -> Lessons:
         """All levels alike."""
         count = max(len(self.levels), 1)
-        return Lessons(jnp.full(count, 1 / count), jnp.zeros(num_envs, jnp.int32))
+        nothing = jnp.zeros(num_envs, jnp.int32)
+        return Lessons(jnp.full(count, 1 / count), nothing, nothing + len(self.levels))
 
-    def draw(self, lessons: Lessons, key: jax.Array, alike: int) -> Lessons:
-        """Levels for the next update; so many neighbours have the same."""
+    def draw(self, lessons: Lessons, key: jax.Array, alike: int, all_begin: bool) -> Lessons:
+        """Levels for the next update; so many neighbours have the same. `all_begin`: no episode is under way."""
         if not self.levels:
             return lessons
         groups = len(lessons.level) // alike
         level = jax.random.choice(key, len(self.levels), (groups,), p=lessons.chances)
-        return lessons._replace(level=jnp.repeat(level, alike).astype(jnp.int32))
+        level = jnp.repeat(level, alike).astype(jnp.int32)
+        return lessons._replace(level=level, board=level if all_begin else lessons.board)
 
     def params(self, lessons: Lessons, otherwise: EnvParams) -> EnvParams:
         """[B] params of the environments."""
@@ -60,9 +63,11 @@ class Curriculum:
         """New chances, from the episodes that ended; and how each level goes."""
         if not self.levels:
             return lessons, {}
-        began_here = jnp.arange(len(is_played))[:, None] >= trajectory.turns_so_far  # on a board of this level
-        is_done = ((trajectory.terminated | trajectory.truncated) & is_played & began_here).reshape(-1)
-        level = jnp.broadcast_to(lessons.level[None], is_played.shape).reshape(-1)
+        ends = trajectory.terminated | trajectory.truncated
+        was_under_way = jnp.cumsum(ends, axis=0) - ends == 0
+        level = jnp.where(was_under_way, lessons.board[None], lessons.level[None]).reshape(-1)
+        board = jnp.where(jnp.any(ends, axis=0), lessons.level, lessons.board)
+        is_done = (ends & is_played).reshape(-1)
         turns = (trajectory.turns_so_far + 1).reshape(-1).astype(jnp.float32)
         nobodys = len(self.levels)  # the level of turns that ended no episode
         _, chances = level_probabilities(turns, jnp.where(is_done, level, nobodys), len(self.levels))
@@ -73,4 +78,4 @@ class Curriculum:
             metrics[f"level/{index}/success_rate"] = masked_mean(won, of_level)
             metrics[f"level/{index}/turns"] = masked_mean(turns, of_level)
             metrics[f"level/{index}/chance"] = chances[index]
-        return lessons._replace(chances=chances), metrics
+        return lessons._replace(chances=chances, board=board), metrics

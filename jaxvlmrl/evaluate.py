@@ -31,6 +31,7 @@ class Entry(NamedTuple):
     name: str
     figures: dict[str, float]
     episodes: Episodes
+    policy: Policy  # whose words its answers are
 
 
 def evaluate(actor: acting.Actor, seeds: range, turns: int, samples: int, key: jax.Array) -> list[Entry]:
@@ -38,7 +39,7 @@ def evaluate(actor: acting.Actor, seeds: range, turns: int, samples: int, key: j
     env_params = dataclasses.replace(actor.config.env_params, max_turns=turns)
     config = dataclasses.replace(actor.config, env_params=env_params)
     policy = make_policy(config)  # is there room for so many turns?
-    entry = lambda name, episodes: Entry(name, summarise(episodes), episodes)
+    entry = lambda name, episodes: Entry(name, summarise(episodes), episodes, policy)
     players = {"random": RandomPlayer()} | config.env.players()
     rows = [entry(name, play_scripted(player, config.env, env_params, seeds, key)) for name, player in players.items()]
     evaluator = Evaluator(policy, env_params, min(config.evaluation.batch, len(seeds)))
@@ -72,6 +73,8 @@ def powers_of_two(most: int) -> list[int]:
 
 def split(rows: list[Entry], env: TextEnvironment, env_params: EnvParams) -> str:
     """Win rates by the environment's traits, as aligned text; classes without an episode are left out."""
+    if not env.traits():
+        return ""
     states = jax.vmap(lambda seed: env.init_from_number(seed, env_params))(rows[0].episodes.seeds)
     columns = []
     for trait in env.traits():
@@ -86,7 +89,7 @@ def table(rows: list[Entry]) -> str:
     """The rows as aligned text."""
     heads = ["", "wins", "win rate", "95% interval", "within 5", "mean turns", "efficiency", "unparsable", "pass@k"]
     lines = [heads]
-    for name, figures, _ in rows:
+    for name, figures, *_ in rows:
         number = lambda value, form: "-" if value != value else format(value, form)
         passes = " ".join(f"{k.removeprefix('pass@')}:{v:.0%}" for k, v in figures.items() if k.startswith("pass@"))
         lines.append([
@@ -108,19 +111,19 @@ def aligned(lines: list[list[str]]) -> str:
 def thoughts(rows: list[Entry]) -> str:
     """A line for each row that thinks."""
     return "\n".join(
-        f"{name}: {figures['tokens_per_turn']:.1f} tokens a turn, {figures['thoughts_whole']:.1%} of the thoughts whole, "
-        f"{figures['thoughts_known']:.1%} can be judged; of those {figures['thoughts_true']:.1%} are true, "
+        f"{name}: {figures['tokens_per_turn']:.1f} tokens a turn, a whole thought in {figures['thoughts_whole']:.1%} "
+        f"of them, {figures['thoughts_known']:.1%} can be judged; of those {figures['thoughts_true']:.1%} are true, "
         f"{figures['thoughts_imagined']:.1%} see gold that is not in the picture"
-        for name, figures, _ in rows if "thoughts_true" in figures
+        for name, figures, *_ in rows if "thoughts_true" in figures
     )  # fmt: skip
 
 
-def as_json(rows: list[Entry], policy: Policy) -> list[dict[str, Any]]:
+def as_json(rows: list[Entry]) -> list[dict[str, Any]]:
     """The table with every episode: its seed, its outcome, and what was answered in each turn."""
 
     return [
         {"player": name} | figures | {"games": [game._asdict() for game in games(episodes, policy)]}
-        for name, figures, episodes in rows
+        for name, figures, episodes, policy in rows
     ]
 
 
@@ -162,7 +165,7 @@ def main(argv: list[str]) -> int:
     texts = table(rows), split(rows, actor.config.env, actor.config.env_params), thoughts(rows)
     print("\n\n".join(filter(None, texts)))
     if given["json"]:
-        runs.write_json(Path(given["json"]), as_json(rows, actor.policy))
+        runs.write_json(Path(given["json"]), as_json(rows))
     return 0
 
 

@@ -24,7 +24,7 @@ from jaxvlmrl.models.layers import Params
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.rollout import Session, batch_major
 
-THOUGHT = 0x7A1F  # folded into a turn's key for the wording of its thought
+THOUGHT, PLAYER = 0x7A1F, 0x91A7  # folded into a turn's key, for the wording of its thought and what the player draws
 
 
 @dataclass(unsafe_hash=True)
@@ -129,7 +129,8 @@ class Imitation:
             keys = jax.vmap(lambda g, t: jax.random.fold_in(jax.random.fold_in(self.games_key, g), t + 1))(
                 game, place.turn
             )
-            label, memory = jax.vmap(lambda *xs: player.act(self.policy.env, *xs))(keys, state, memory)
+            own = jax.vmap(lambda key: jax.random.fold_in(key, PLAYER))(keys)
+            label, memory = jax.vmap(lambda *xs: player.act(self.policy.env, *xs))(own, state, memory)
             executed = jax.vmap(self.disturb)(keys, label)
             place_of = lambda action: jnp.argmax(actions[None] == action[:, None], axis=-1)
             thought = self.think(keys, state, label) * len(actions)

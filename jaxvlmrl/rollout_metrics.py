@@ -46,7 +46,7 @@ def thoughts(policy: Policy, trajectory: Trajectory, is_played: jax.Array) -> Me
     found = thinking.figures(thinking.judge(policy, states, ids, valid), is_played.reshape(-1))
     tokens = jnp.sum(thinking.is_thought(policy, ids, valid), axis=-1).astype(jnp.float32)
     found["tokens"] = masked_mean(tokens, is_played.reshape(-1))
-    return {f"thought/{name}": x for name, x in found.items()}
+    return {f"thought/{name}": jnp.nan_to_num(x) for name, x in found.items()}
 
 
 def collapse(trajectory: Trajectory, is_played: jax.Array) -> Metrics:

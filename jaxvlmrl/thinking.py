@@ -49,11 +49,13 @@ def known_thoughts(policy: Policy) -> tuple[Thoughts, np.ndarray]:
     """(what the environment can think, its tokens [texts, G] with their marks, -1 behind them)."""
     thoughts, encode = policy.env.thoughts(), policy.chat.tokenizer.encode
     assert thoughts is not None, "building.make_policy asks for them"
-    ids = np.full((len(thoughts.texts), policy.chat.max_answer_tokens), -1, np.int32)
-    for row, text in zip(ids, thoughts.texts, strict=True):
-        marked = encode(marked_text(text))
-        row[: len(marked)] = marked
-    return thoughts, ids
+    marked = [encode(marked_text(text)) for text in thoughts.texts]
+    longest = max(policy.chat.max_answer_tokens, *map(len, marked))
+    ids = np.array([row + [-1] * (longest - len(row)) for row in marked], np.int32)
+    ids[:, 0] = np.where(
+        (ids[:, policy.chat.max_answer_tokens :] >= 0).any(axis=1), -2, ids[:, 0]
+    )  # too long to be said
+    return thoughts, ids[:, : policy.chat.max_answer_tokens]
 
 
 def marked_text(thought: str) -> str:
@@ -94,8 +96,11 @@ def pay(
 
 
 def figures(verdict: Verdict, counts: Bool[Array, "*b"]) -> dict[str, jax.Array]:
-    """Of the turns that count: shares of whole and of known thoughts; of the known, shares of true and of imagined ones."""
-    share = lambda x, of: masked_mean(jnp.asarray(x, jnp.float32), of)
+    """Of the turns that count: shares of whole and of known thoughts; of the known, shares of true and of imagined ones.
+
+    True is what is said of the gold's side; what is said of the plan is not judged.
+    """
+    share = lambda x, of: jnp.where(jnp.any(of), masked_mean(jnp.asarray(x, jnp.float32), of), jnp.nan)
     known = verdict.is_known & counts
     return {
         "whole": share(verdict.is_whole, counts),

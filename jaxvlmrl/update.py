@@ -106,7 +106,12 @@ class ActorCritic:
     ) -> tuple[Learner, Metrics]:
         """Update `index` of the phase: one rollout and all the learning from it."""
         play_key, shuffle_key = jax.random.split(key)
-        lessons = self.curriculum.draw(learner.lessons, jax.random.fold_in(key, 3), self.algorithm.environments_alike)
+        lessons = self.curriculum.draw(
+            learner.lessons,
+            jax.random.fold_in(key, 3),
+            self.algorithm.environments_alike,
+            self.algorithm.whole_episodes,
+        )
         env_params = self.curriculum.params(lessons, env_params)
         if self.algorithm.whole_episodes:
             learner = learner._replace(session=self.fresh_session(env_params, jax.random.fold_in(key, 2)))
@@ -119,7 +124,7 @@ class ActorCritic:
         value, final_value = self.judge(learner.critic, trajectory, session)
         rows, valued = self.rows(learner, frozen, trajectory, value, final_value, is_played)
         rows = self.with_corrections(rows, trajectory, jax.random.fold_in(key, 4))
-        is_warmup = self.algorithm.uses_critic & (index < self.algorithm.warmup_updates)
+        is_warmup = index < self.algorithm.critic_warmup
         when = When(is_warmup, self.progress(index, learner.turns))
         lessons, taught = self.curriculum.learn(lessons, trajectory, is_played)
         learner = learner._replace(session=session, lessons=lessons, turns=learner.turns + jnp.sum(is_played))
@@ -141,7 +146,7 @@ class ActorCritic:
 
     @property
     def reads_final(self) -> bool:
-        return self.algorithm.uses_critic and self.critic.reads_hidden
+        return self.algorithm.uses_critic and self.critic.reads_hidden and not self.algorithm.values_tokens
 
     def fresh_session(self, env_params: EnvParams, key: jax.Array) -> Session:
         return rollout.begin(self.policy, self.env, env_params, key, self.algorithm.environments_alike)
@@ -223,6 +228,7 @@ class ActorCritic:
             trajectory.reward, value, final_value, trajectory.terminated, trajectory.truncated,
             batch_major(steps.is_played), group, anchor, *tokens,
             token_value=None if token_value is None else batch_major(token_value),
+            won=trajectory.info["success"] & (trajectory.terminated | trajectory.truncated),
         ))  # fmt: skip
         advantage, returns, is_kept, old_value = batch_major(
             (credit.advantage, credit.returns, credit.is_kept, value[:-1])
@@ -308,7 +314,8 @@ class ActorCritic:
 
             total, metrics = jax.lax.scan(part, jax.tree.map(jnp.zeros_like, params), order)
             grads = jax.tree.map(lambda x: x / self.microbatches, total)
-            stays = when.is_warmup | ~jnp.any(rows.steps.is_step[order.reshape(-1)])
+            teaches = jnp.any(rows.steps.is_step[order.reshape(-1)]) | (self.corrector is not None)
+            stays = when.is_warmup | ~teaches
             return self._apply(learner, grads, stays), metrics | {"policy/grad_norm": optax.global_norm(grads[0])}
 
         learner, metrics = jax.lax.scan(minibatch, learner, orders.reshape(shape))

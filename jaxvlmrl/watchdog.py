@@ -50,6 +50,8 @@ class Watchdog:
 
     def _form_without_success(self, metrics: Mapping[str, float]) -> list[str]:
         """Answers that can be read are cheap: a policy may get better at them and worse at the game."""
+        if not metrics.get("rollout/episodes", 1.0):
+            return []
         wins = metrics.get("rollout/success_rate", 0.0)
         self._most_wins = max(self._most_wins, wins)
         if wins >= FALLEN * self._most_wins or metrics.get("rollout/unparsable_share", 1.0) > MARGIN:

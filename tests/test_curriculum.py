@@ -22,7 +22,7 @@ LEVELS = (Params(size=4, num_blocks=0), Params(size=8, num_blocks=3))
 def test_a_level_that_takes_half_the_turns_comes_twice_as_often():
     """Two turns on level 0, four on level 1: chances 2/3 and 1/3, whatever is still under way."""
     curriculum = Curriculum(LEVELS)
-    lessons = curriculum.start(3)._replace(level=jnp.array([0, 1, 1]))
+    lessons = curriculum.start(3)._replace(board=jnp.array([0, 1, 1]))
     ends = np.zeros((4, 3), bool)
     ends[1, 0] = ends[3, 1] = True
     nothing = jnp.zeros((4, 3), bool)
@@ -39,7 +39,7 @@ def test_a_level_that_takes_half_the_turns_comes_twice_as_often():
 def test_draws_follow_the_chances_and_groups_share_a_level():
     curriculum = Curriculum(LEVELS)
     lessons = curriculum.start(4000)._replace(chances=jnp.array([0.9, 0.1]))
-    level = np.asarray(curriculum.draw(lessons, jax.random.key(0), alike=4).level)
+    level = np.asarray(curriculum.draw(lessons, jax.random.key(0), alike=4, all_begin=True).level)
     assert (level.reshape(-1, 4) == level.reshape(-1, 4)[:, :1]).all()
     assert abs(level.mean() - 0.1) < 0.03
     boards = curriculum.params(lessons._replace(level=jnp.array([1, 0])), None)

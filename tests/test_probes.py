@@ -29,7 +29,7 @@ def config_of(probe: Probe, algorithm: str) -> Config:
     config = Config(
         env=probe, env_params=probe.default_params(), model=model, critic=CNNCritic(widths=(8,), strides=(8,), hidden=16),
         conversation=Conversation(constrained=True, window=3),
-        rl=RLPhase(num_updates=UPDATES, num_envs=ENVIRONMENTS, num_turns=6, minibatches=2, microbatches=1, epochs=2,
+        rl=RLPhase(num_updates=UPDATES, num_envs=ENVIRONMENTS, num_turns=5, minibatches=2, microbatches=1, epochs=2,
                    optimizer=optimizer, critic_optimizer=optimizer),
     )  # fmt: skip
     config = config.with_algorithm(algorithm)

@@ -185,10 +185,12 @@ class GridWalker(TextEnvironment):
 
     def players(self) -> dict[str, Player]:
         from envs_jax.grid_walker.players import Explorer, FewestCommands, ShortestPath  # they import this module
+        from envs_jax.grid_walker.reasoned import ReasonedExpert
 
         return {
             "expert, shortest path": ShortestPath(),
             "expert, fewest commands": FewestCommands(),
+            "expert, looks first": ReasonedExpert(),
             "explorer": Explorer(),
         }
 

@@ -25,9 +25,7 @@ class ShortestPath(Player):
     """
 
     def act(self, env: Any, key: jax.Array, state: State, memory: Memory) -> tuple[jax.Array, Memory]:
-        steps = planner.steps_to_goal(state, planner.free_cells(state, env.max_size))
-        nearer = jnp.stack([planner.ahead(steps, facing, planner.UNREACHABLE) < steps for facing in range(4)])
-        heading = jnp.argmax(nearer, axis=0)
+        heading = headings(env, state)
         wanted = heading[state.cell[0], state.cell[1]]
 
         def walk(carry, _):
@@ -38,6 +36,13 @@ class ShortestPath(Player):
         (_, count, _), _ = jax.lax.scan(walk, (state.cell, jnp.int32(0), jnp.bool_(True)), length=env.max_size)
         turn = jnp.where((wanted - state.facing) % 4 == 3, commands.LEFT, commands.RIGHT)
         return jnp.where(wanted == state.facing, commands.FORWARD + count, turn), memory
+
+
+def headings(env: GridWalker, state: State) -> jax.Array:
+    """[x, z] int32: the facing of the first step of the expert's path from each cell."""
+    steps = planner.steps_to_goal(state, planner.free_cells(state, env.max_size))
+    nearer = jnp.stack([planner.ahead(steps, facing, planner.UNREACHABLE) < steps for facing in range(4)])
+    return jnp.argmax(nearer, axis=0)
 
 
 @dataclass(unsafe_hash=True)

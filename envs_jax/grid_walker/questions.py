@@ -28,7 +28,7 @@ def questions(env: GridWalker) -> tuple[Question, ...]:
 
 
 def traits(env: GridWalker) -> tuple[Question, ...]:
-    """How far the gold is in cells walked, and whether the first picture shows it."""
+    """How far the gold is in cells walked were there no blocks, and whether the first picture shows it."""
     names = (*(f"{far - 1} or {far}" for far in FAR), f"above {FAR[-1]}")
     cells = lambda state: jnp.sum(jnp.abs(state.goal - state.cell))
     return (

@@ -1,8 +1,9 @@
 """The harness's second expert, whose games are shown with reasons: it knows the way, but looks for the gold before it goes.
 
 While the gold is out of view it turns on the spot; once it sees it, it follows the shortest path in bursts. Where no side
-shows the gold it never goes. Two departures: the path is planned anew after every turn, where the original goes on with a
-plan that no longer fits; and turns have no budget but the episode's. Source: reference sheet "harness", Expert data 2.
+shows the gold it never goes. Departures: the path is planned anew after every turn, where the original goes on with a plan
+that no longer fits; turns have no budget but the episode's; games that are lost are shown too. Source: reference sheet
+"harness", Expert data 2.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from envs_jax.grid_walker import commands
 from envs_jax.grid_walker.grid_walker import State
-from envs_jax.grid_walker.players import ShortestPath
+from envs_jax.grid_walker.players import ShortestPath, headings
 from envs_jax.grid_walker.questions import gold_in_view
 from envs_jax.players import Memory, Player
 
@@ -50,7 +51,9 @@ class ReasonedExpert(Player):
     def act(self, env: Any, key: jax.Array, state: State, memory: Memory) -> tuple[jax.Array, Search]:
         side_key, coin_key, burst_key = jax.random.split(key, 3)
         planned, _ = ShortestPath().act(env, key, state, ())
-        aligned = jnp.where(planned >= commands.FORWARD, jax.random.bernoulli(side_key).astype(jnp.int32), planned)
+        away = (headings(env, state)[state.cell[0], state.cell[1]] - state.facing) % 4
+        either = jax.random.bernoulli(side_key).astype(jnp.int32)  # the path begins ahead, or behind
+        aligned = jnp.where(away == 1, commands.RIGHT, jnp.where(away == 3, commands.LEFT, either))
         is_due = memory.owes_aligned | (memory.searched >= LONGEST_SEARCH) | (memory.stood >= LONGEST_STAND)
         is_opposite = ~is_due & jax.random.bernoulli(coin_key, self.opposite)
         turn = jnp.where(is_opposite, other(aligned), aligned)

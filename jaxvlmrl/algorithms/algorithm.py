@@ -32,6 +32,7 @@ class Experience(NamedTuple):
     old_log_prob: jax.Array  # [T, B, G]
     ref_log_prob: jax.Array  # [T, B, G], of the policy at the start of RL
     token_value: jax.Array | None = None  # [T, B, G], before each token, for methods that value tokens
+    won: jax.Array | None = None  # bool: the step won its episode
 
 
 class Credit(NamedTuple):
@@ -109,6 +110,11 @@ class Algorithm(ABC):
     @property
     def uses_critic(self) -> bool:
         return True
+
+    @property
+    def critic_warmup(self) -> int:
+        """Updates in which only the value learns."""
+        return self.warmup_updates if self.uses_critic else 0
 
     @property
     def kl_in_loss(self) -> bool:

@@ -25,7 +25,7 @@ MARGIN = 0.05
 class DigiRL(Algorithm):
     """One critic stands for both twins; it tells the chance to win, by squared error in place of two logits.
 
-    Not here: the choice of episodes by how surprising their success is.
+    Rewards are wins here, whatever turns cost. Not here: the choice of episodes by how surprising their success is.
     """
 
     gamma: float = 0.95
@@ -38,10 +38,12 @@ class DigiRL(Algorithm):
 
     def credit(self, experience: Experience) -> Credit:
         x = experience
-        mc_return = returns_to_go(x.reward, x.is_played, self.gamma)
+        assert x.won is not None
+        reward = x.won.astype(jnp.float32)
+        mc_return = returns_to_go(reward, x.is_played, self.gamma)
         follows = jnp.where(x.terminated, 0.0, jnp.where(x.truncated, x.final_value, x.value[1:]))
         twice = lambda value: Twins(value, value)
-        keeps = is_kept(twice(x.value[:-1]), twice(follows), x.reward, mc_return, self.margin) & x.is_played
+        keeps = is_kept(twice(x.value[:-1]), twice(follows), reward, mc_return, self.margin) & x.is_played
         return Credit(keeps.astype(jnp.float32), (mc_return > 0).astype(jnp.float32), keeps)
 
     def policy_loss(self, log_prob: Float[Array, "*n G"], steps: Steps) -> PolicyLoss:

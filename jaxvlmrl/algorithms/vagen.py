@@ -27,7 +27,7 @@ class VAGEN(Algorithm):
     """PPO on tokens with a value of tokens, read before each. The paper's reward for a model of the world is not here."""
 
     warmup_updates: int = 2
-    gamma_turn: float = 0.95
+    gamma: float = 0.95  # from turn to turn
     gamma_token: float = 1.0
     gae_lambda: float = 1.0
     clip_eps: float = 0.2
@@ -44,7 +44,7 @@ class VAGEN(Algorithm):
         flat = lambda x: jnp.swapaxes(x, 0, 1).reshape(batch, -1)
         back = lambda x: jnp.swapaxes(x.reshape(batch, turns, width), 0, 1)
         counts = x.is_action_token & x.is_played[..., None]
-        is_end = counts & (jnp.cumsum(counts[..., ::-1], axis=-1)[..., ::-1] == 1)
+        is_end = is_last(counts)
         reward = jnp.where(is_end, x.reward[..., None], 0.0)
         rows = flat(reward), flat(x.token_value), flat(counts), flat(is_end)
         advantage, returns, statistics_of = self.of_rows(*rows)
@@ -59,7 +59,7 @@ class VAGEN(Algorithm):
         is_end: Bool[Array, "B L"],
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(advantages, value targets, which count for the whitening), [B, L]."""
-        turn, lam = self.gamma_turn, self.gae_lambda
+        turn, lam = self.gamma, self.gae_lambda
         if self.advantages == "bi_level":
             of_one = lambda r, v, m, e: bi_level_gae(r, v, m, e, turn, self.gamma_token, lam)
         elif self.advantages == "masked":
@@ -77,10 +77,18 @@ class VAGEN(Algorithm):
         return PolicyLoss(self.mean(terms, steps), self.mean(divergence, steps), clip_fraction)
 
     def value_loss(self, value: Float[Array, "*n G"], steps: Steps) -> Float[Array, ""]:
-        return 0.5 * masked_mean(clipped_value_error(value, steps, self.value_clip_eps), steps.is_action_token)
+        counts = steps.is_action_token
+        if self.advantages == "turn_wise":  # the other tokens' advantages are not their own
+            counts = is_last(counts)
+        return 0.5 * masked_mean(clipped_value_error(value, steps, self.value_clip_eps), counts)
 
     def mean(self, terms: Float[Array, "*n G"], steps: Steps) -> Float[Array, ""]:
         return masked_mean(terms, steps.is_action_token)
+
+
+def is_last(mask: Bool[Array, "*n G"]) -> Bool[Array, "*n G"]:
+    """The last True of each row."""
+    return mask & (jnp.cumsum(mask[..., ::-1], axis=-1)[..., ::-1] == 1)
 
 
 def masked_gae(reward: Row, value: Row, mask: Mask, gamma: float, lam: float) -> Row:
