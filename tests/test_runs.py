@@ -308,7 +308,7 @@ def test_evaluate_sets_two_checkpoints_side_by_side(unbroken: Path, capsys: pyte
     figures = {name: cells for name, *cells in (re.split(r"\s{2,}", line) for line in tables[0])}
     assert figures["base, greedy"] == figures["checkpoint, greedy"]
     assert "4:" in figures["checkpoint, sampled"][-1]
-    assert "first view gold in view" in tables[1][0]
+    assert "at first gold in view" in tables[1][0]
     counts = re.split(r"\s{2,}", tables[1][1])[1:]
     assert sum(map(int, counts)) == 12, "each of six episodes in one class of each of two traits"
 

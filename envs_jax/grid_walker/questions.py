@@ -34,7 +34,7 @@ def traits(env: GridWalker) -> tuple[Question, ...]:
     return (
         Question("distance", "How many cells away is the gold?", names,
                  lambda state: jnp.sum(cells(state) > jnp.asarray(FAR))),
-        Question("first view", "Does the first picture show the gold?", ("gold hidden", "gold in view"),
+        Question("at first", "Does the first picture show the gold?", ("gold hidden", "gold in view"),
                  lambda state: gold_in_view(env, state).astype(jnp.int32)),
     )  # fmt: skip
 
