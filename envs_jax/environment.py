@@ -147,6 +147,10 @@ class TextEnvironment(Environment):
         """What tells episodes apart at their start, by which an evaluation splits its win rate."""
         return ()
 
+    def without_goal(self, state: State) -> State:
+        """The same without what is sought: where its picture differs, the goal is seen."""
+        raise TypeError(f"{self.name} does not say what is sought")
+
     def thoughts(self) -> Thoughts | None:
         """What a player may think before it acts, for lessons in thinking; None where there is nothing."""
         return None

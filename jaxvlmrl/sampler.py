@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from jaxvlmrl.conversation import Place, Ring, Turns
-from jaxvlmrl.models.attention import KeyValue, attend_parts, heads_first
+from jaxvlmrl.models.attention import KeyValue, attend_parts, attention_weights, heads_first
 from jaxvlmrl.models.layers import Params
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.text.chat import Observation
@@ -68,6 +69,32 @@ def read_observation(
 
     hidden, kv = policy.model.decode(params, x, positions, list(zip(prefix, ring.kv)), attend, lambda x: x[:, -1:])
     return hidden[:, 0], kv
+
+
+def attention(
+    policy: Policy,
+    params: Params,
+    ring: Ring,
+    prefix: list[KeyValue],
+    place: Place,
+    turns: Turns,
+    image_tokens: jax.Array,
+) -> jax.Array:
+    """[layers, B, N, S, S] float32: how a turn's tokens looked at each other, queries before keys; the past's share is left
+    out."""
+    valid = turns.valid
+    slots = valid.shape[-1]
+    observation = policy.embed_observation(params, turns.observation, image_tokens)
+    x = jnp.concatenate([observation, policy.model.embed(params, turns.answer_ids)], axis=-2)
+    causal = jnp.tril(jnp.ones((slots, slots), bool))[None] & valid[:, None, :]
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, past: tuple[KeyValue, KeyValue]):
+        parts = [*_past_parts(past, ring, slots), (heads_first(k, v), causal)]
+        of_heads = rearrange(attention_weights(q, parts), "b k g q s -> b (k g) q s")
+        return attend_parts(q, parts), of_heads[..., -slots:]
+
+    positions = policy.positions(place.position, valid)
+    return jnp.stack(policy.model.decode(params, x, positions, list(zip(prefix, ring.kv)), attend)[1])
 
 
 def _past_parts(past: tuple[KeyValue, KeyValue], ring: Ring, length: int):

@@ -32,6 +32,7 @@ PROMPT = (
     "You walk on a board, seen from behind. Stop on the gold square. Red blocks and grey walls are in the way. "
     "Answer with one command in backticks: `left`, `right` or `forward N`."
 )
+FAR_AWAY = 1000  # cells; nothing there is in any picture
 EYE_KEEPS, TARGET_KEEPS = 0.93, 0.90  # share of the camera's distance to its place that is left after one drawn frame
 
 
@@ -203,6 +204,9 @@ class GridWalker(TextEnvironment):
         from envs_jax.grid_walker.questions import traits  # it imports this module
 
         return traits(self)
+
+    def without_goal(self, state: State) -> State:
+        return state.replace(goal=jnp.full_like(state.goal, -FAR_AWAY))
 
     def thoughts(self) -> Thoughts:
         from envs_jax.grid_walker.thoughts import thoughts  # it imports this module

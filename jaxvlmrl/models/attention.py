@@ -34,16 +34,9 @@ def attend_parts(
     *batch, length, num_heads, head_dim = q.shape
     num_kv_heads = parts[0][0].keys.shape[-3]
     group = num_heads // num_kv_heads
-    q = rearrange(q, "... l (k g) h -> ... k (g l) h", k=num_kv_heads) * head_dim**-0.5
-    scores = []
-    for kv, mask in parts:
-        shared = kv.keys.ndim == 3
-        score = jnp.einsum("...kqh,ksh->...kqs" if shared else "...kqh,...ksh->...kqs", q, kv.keys)
-        score = score.reshape(*batch, num_kv_heads, group, length, -1).astype(jnp.float32)
-        scores.append(jnp.where(jnp.broadcast_to(mask[..., None, None, :, :], score.shape), score, HIDDEN))
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
+    weights = attention_weights(q, parts).astype(q.dtype)
     weights = weights.reshape(*batch, num_kv_heads, group * length, -1)
-    out, start = jnp.zeros_like(q), 0
+    out, start = jnp.zeros((*batch, num_kv_heads, group * length, head_dim), q.dtype), 0
     for kv, _ in parts:
         size = kv.values.shape[-2]
         part = weights[..., start : start + size]
@@ -51,6 +44,21 @@ def attend_parts(
         out = out + jnp.einsum("...kqs,ksh->...kqh" if shared else "...kqs,...ksh->...kqh", part, kv.values)
         start += size
     return rearrange(out, "... k (g l) h -> ... l (k g) h", g=group)
+
+
+def attention_weights(q: Float[Array, "*b L N H"], parts: list[tuple[KeyValue, Bool[Array, "..."]]]) -> jax.Array:
+    """[*b, K, N / K, L, keys of all parts] float32, which add up to 1 for every query."""
+    *batch, length, num_heads, head_dim = q.shape
+    num_kv_heads = parts[0][0].keys.shape[-3]
+    group = num_heads // num_kv_heads
+    q = rearrange(q, "... l (k g) h -> ... k (g l) h", k=num_kv_heads) * head_dim**-0.5
+    scores = []
+    for kv, mask in parts:
+        shared = kv.keys.ndim == 3
+        score = jnp.einsum("...kqh,ksh->...kqs" if shared else "...kqh,...ksh->...kqs", q, kv.keys)
+        score = score.reshape(*batch, num_kv_heads, group, length, -1).astype(jnp.float32)
+        scores.append(jnp.where(jnp.broadcast_to(mask[..., None, None, :, :], score.shape), score, HIDDEN))
+    return jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
 
 
 def attend_causally(q: jax.Array, k: jax.Array, v: jax.Array, kept: Any) -> tuple[jax.Array, KeyValue]:
