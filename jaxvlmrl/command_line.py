@@ -96,9 +96,9 @@ def _has(part: Any, path: str) -> bool:
 
 
 def config_name(values: flags.FlagValues) -> str:
-    """`quickstart` or `quickstart-tiny`, of --config=configs/quickstart.py[:tiny]."""
+    """`quickstart` or `quickstart-grpo-tiny`, of --config=configs/quickstart.py[:grpo,tiny]."""
     path, _, variant = str(config_flags.get_config_filename(values["config"])).partition(":")
-    return Path(path).stem + (f"-{variant}" if variant else "")
+    return "-".join([Path(path).stem, *filter(None, variant.split(","))])
 
 
 def guarded(command: str, run: Callable[[], int]) -> None:

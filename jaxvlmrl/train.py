@@ -217,7 +217,8 @@ def tell(bar: tqdm, phase: Phase, at: Position, row: Row) -> None:
         wins = f"validation {row['validation/win_rate']:.1%}"
         if "validation/mean_turns" in row:
             wins += f" in {row['validation/mean_turns']:.2f} turns"
-        heading = f"{phase.name} {at.update}/{phase.num_updates}, {at.turns / 1e3:.0f}k turns, {at.wall_s:.0f} s"
+        turns = f"{at.turns / 1e3:.0f}k" if at.turns >= 10_000 else str(at.turns)
+        heading = f"{phase.name} {at.update}/{phase.num_updates}, {turns} turns, {at.wall_s:.0f} s"
         say(f"{heading}: {wins}; {', '.join(figures)}")
     for sentence in row.get("watchdog", []):
         say(f"watchdog: update {at.update}: {sentence}")

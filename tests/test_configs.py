@@ -31,7 +31,12 @@ def test_config_builds(name: str):
             make_policy(config)
 
 
-SLOW = ("gridwalker_best",)
+SLOW = (
+    "gridwalker_best",
+    "gridwalker_curriculum",
+    "gridwalker_long",
+    "gridwalker_thinking",
+)  # the last has its own test
 OTHERS = [name for name in CONFIGS if name != "quickstart"]
 
 

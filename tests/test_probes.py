@@ -41,9 +41,14 @@ def win_rates(probe: Probe, algorithm: str, **fields: object) -> np.ndarray:
     """[updates], of sampled answers; `fields` are the algorithm's."""
     config = config_of(probe, algorithm)
     config.algorithm = dataclasses.replace(config.algorithm, **fields)
+    return train_rates(config)
+
+
+def train_rates(config: Config) -> np.ndarray:
+    """[updates], of a config's phase of reinforcement learning."""
     config.check()
     learner_of = make_actor_critic(config, make_policy(config), make_env(config))
-    env_params = batched(config.env_params, ENVIRONMENTS)
+    env_params = batched(config.env_params, config.rl.num_envs)
 
     @jax.jit
     def train(key: jax.Array) -> jax.Array:
@@ -52,7 +57,7 @@ def win_rates(probe: Probe, algorithm: str, **fields: object) -> np.ndarray:
         one = lambda learner, index: learner_of.step(
             learner, {}, env_params, jax.random.fold_in(jax.random.fold_in(key, 2), index), index
         )
-        return jax.lax.scan(one, learner, jnp.arange(UPDATES))[1]["rollout/success_rate"]
+        return jax.lax.scan(one, learner, jnp.arange(config.rl.num_updates))[1]["rollout/success_rate"]
 
     return np.asarray(train(jax.random.key(0)))
 
