@@ -61,9 +61,12 @@ def train(config: Config, folder: Path, started: float) -> dict[str, Any]:
         evaluator = Evaluator(policy, config.env_params, config.evaluation.batch, frozen)
         position = run.last() or Position()
         run.cut(position.row)
+        watchdog = Watchdog()
+        for row in run.rows():  # what it has said and seen before
+            watchdog.look(row)
         progress = Progress(position, first, first)
         with stopping_on_signals() as stop:
-            loop = Loop(config, run, evaluator, Watchdog(), stop, started - position.wall_s)
+            loop = Loop(config, run, evaluator, watchdog, stop, started - position.wall_s)
             if config.start_from and not position.row:
                 progress, _ = loop.validate(phases[0], progress, first)
             for index in range(position.phase, len(phases)):

@@ -9,6 +9,7 @@ import pytest
 from jaxvlmrl import command_line, runs, train
 from jaxvlmrl.building import make_policy
 from jaxvlmrl.config import ConfigError
+from jaxvlmrl.text.tokenizer import OWN
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
@@ -24,25 +25,20 @@ def test_config_builds(name: str):
     assert f"python -m jaxvlmrl.train --config=configs/{name}.py" in (module.__doc__ or ""), "say the command"
     config = module.get_config()
     config.check()
-    if config.conversation.tokenizer == "tiny":
+    if config.conversation.tokenizer in OWN:
         make_policy(config)
     elif config.conversation.tokenizer == "weights":
         with pytest.raises(ConfigError, match=r"--config\.model\.weights=FOLDER"):
             make_policy(config)
 
 
-SLOW = (
-    "gridwalker_best",
-    "gridwalker_curriculum",
-    "gridwalker_long",
-    "gridwalker_thinking",
-)  # the last has its own test
+FAST = ("qwen3_vl_2b_gridwalker_vl_dac",)
 OTHERS = [name for name in CONFIGS if name != "quickstart"]
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in OTHERS])
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in OTHERS])
 def test_tiny_variant_runs(name: str, tmp_path: Path):
-    """The quickstart's is what test_runs.py is about."""
+    """The quickstart's is what test_runs.py is about, that of thinking is in test_thinking.py too."""
     argv = ["train", f"--config={ROOT}/configs/{name}.py:tiny"]
     config, _ = command_line.read_config(argv, train.define)
     train.train(config, tmp_path / "run", time.time())

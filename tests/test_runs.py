@@ -313,6 +313,7 @@ def test_evaluate_sets_two_checkpoints_side_by_side(unbroken: Path, capsys: pyte
     assert sum(map(int, counts)) == 12, "each of six episodes in one class of each of two traits"
 
 
+@pytest.mark.slow
 def test_a_phase_may_end_with_its_turns(tmp_path: Path):
     """Eight games of six turns an update: 49 turns are reached with the second of nine updates; resuming adds none."""
     budget = ["--config.rl.num_updates=9", "--config.rl.stop_after_turns=49", "--config.imitation.num_updates=0"]
