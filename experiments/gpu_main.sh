@@ -1,13 +1,6 @@
 #!/usr/bin/env bash
 # What the main job shows, on a GPU: bash experiments/gpu_main.sh, from the repository's root, figures under $OUT.
-# Wheels that the machine lacks (flax and others) are unpacked in .whl/ beforehand, if it has no index to install from.
-set -uo pipefail
-OUT=${OUT:-experiments/results}
-mkdir -p "$OUT"
-export PYTHONPATH="$PWD:$PWD/.whl:${PYTHONPATH:-}"
-export XLA_PYTHON_CLIENT_MEM_FRACTION=0.9
-for wheel in .whl/*.whl; do [ -e "$wheel" ] && python -m zipfile -e "$wheel" .whl; done
-python -c 'import jax; print(jax.__version__, jax.devices())' | tee "$OUT/device.txt"
+. experiments/gpu_setup.sh
 python experiments/bench_env.py --json="$OUT/bench_env_gpu.json" | tee "$OUT/bench_env_gpu.txt"
 python experiments/bench_train_step.py --json="$OUT/bench_train_step_gpu.json" | tee "$OUT/bench_train_step_gpu.txt"
 # The same learning with 16 times the environments: minibatches grow with them, the learning rate stays.

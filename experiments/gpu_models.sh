@@ -1,12 +1,7 @@
 #!/usr/bin/env bash
 # What the published sizes cost on a GPU: bash experiments/gpu_models.sh, from the repository's root, figures under $OUT.
-# Random weights of the published sizes; no model hub is needed. Wheels that the machine lacks lie in .whl/ beforehand.
-set -uo pipefail
-OUT=${OUT:-experiments/results}
-mkdir -p "$OUT"
-export PYTHONPATH="$PWD:$PWD/.whl:${PYTHONPATH:-}"
-for wheel in .whl/*.whl; do [ -e "$wheel" ] && python -m zipfile -e "$wheel" .whl; done
-python -c 'import jax; print(jax.__version__, jax.devices())' | tee "$OUT/device.txt"
+# Random weights of the published sizes; no model hub is needed.
+. experiments/gpu_setup.sh
 # Decoding: tokens a second and their share of the bound, goal 60%.
 for model in smolvlm_256m qwen3_vl_2b; do
   python experiments/bench_generate.py --model=$model --dtype=bfloat16 --batches=1,64,256 \

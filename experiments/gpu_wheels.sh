@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Wheels for a GPU machine without a package index that has Python 3.12, jax, numpy and torch: unpacked by gpu_main.sh.
+# Wheels for a GPU machine without a package index that has Python 3.12, jax, numpy and torch: unpacked by gpu_setup.sh.
 set -euo pipefail
 mkdir -p .whl
 packages=(

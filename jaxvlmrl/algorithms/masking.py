@@ -1,7 +1,7 @@
-"""Means over what counts."""
+"""Means over what counts, and tokens as rows of episodes."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 
 def masked_mean(
@@ -10,3 +10,18 @@ def masked_mean(
     """Mean of x where the mask is True; 0 where nothing is. What is masked may be anything, NaN too."""
     kept = jnp.where(mask, x, 0.0)
     return jnp.sum(kept, axis=axis) / jnp.maximum(jnp.sum(mask, axis=axis), 1)
+
+
+def is_last(mask: Bool[Array, "*n L"]) -> Bool[Array, "*n L"]:
+    """The last True of each row."""
+    return mask & (jnp.cumsum(mask[..., ::-1], axis=-1)[..., ::-1] == 1)
+
+
+def by_episode(x: Shaped[Array, "T B G"]) -> Shaped[Array, "B L"]:
+    """Each column's tokens in one row, L = T G."""
+    return jnp.swapaxes(x, 0, 1).reshape(x.shape[1], -1)
+
+
+def by_turn(x: Shaped[Array, "B L"], num_turns: int) -> Shaped[Array, "T B G"]:
+    """What `by_episode` was given."""
+    return jnp.swapaxes(x.reshape(len(x), num_turns, -1), 0, 1)

@@ -9,6 +9,7 @@ With the baseline the group's mean is taken from R first, q has no KL, and the l
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -19,7 +20,7 @@ from jaxvlmrl.algorithms import groups, kl
 from jaxvlmrl.algorithms.algorithm import Credit, Experience, Steps
 from jaxvlmrl.algorithms.group_method import GroupMethod
 from jaxvlmrl.algorithms.groups import Same
-from jaxvlmrl.algorithms.masking import masked_mean
+from jaxvlmrl.algorithms.masking import by_episode, by_turn, is_last, masked_mean
 
 VARIANCE_FLOOR = 1e-8
 
@@ -57,20 +58,17 @@ class ReinforcePP(GroupMethod):
         ref_log_prob: Float[Array, "T B G"],
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """(rewards, returns, whitened advantages) of tokens, [T, B, G]; 0 where there is none."""
-        turns, batch, width = is_token.shape
-        flat = lambda x: jnp.swapaxes(x, 0, 1).reshape(batch, -1)
-        back = lambda x: jnp.swapaxes(x.reshape(batch, turns, width), 0, 1)
-        mask = flat(is_token)
-        is_last = mask & (jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] == 1)
-        reward = jnp.where(is_last, outcome[:, None], 0.0)
+        back = partial(by_turn, num_turns=len(is_token))
+        mask = by_episode(is_token)
+        reward = jnp.where(is_last(mask), outcome[:, None], 0.0)
         if not self.has_group_baseline:
-            reward -= jnp.where(mask, self.kl_coef * flat(old_log_prob - ref_log_prob), 0.0)
+            reward -= jnp.where(mask, self.kl_coef * by_episode(old_log_prob - ref_log_prob), 0.0)
 
         def backward(later: jax.Array, now: jax.Array) -> tuple[jax.Array, jax.Array]:
             total = now + self.token_gamma * later
             return total, total
 
-        returns = jax.lax.scan(backward, jnp.zeros(batch), reward.T, reverse=True)[1].T
+        returns = jax.lax.scan(backward, jnp.zeros(len(mask)), reward.T, reverse=True)[1].T
         returns = jnp.where(mask, returns, 0.0)
         return back(reward), back(returns), back(jnp.where(mask, whiten(returns, mask), 0.0))
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxvlmrl.algorithms import kl
 from jaxvlmrl.algorithms.algorithm import Algorithm, Credit, Experience, PolicyLoss, Steps
-from jaxvlmrl.algorithms.masking import masked_mean
+from jaxvlmrl.algorithms.masking import by_episode, by_turn, is_last, masked_mean
 from jaxvlmrl.algorithms.step_method import clipped_value_error
 from jaxvlmrl.algorithms.surrogate import surrogate
 
@@ -40,16 +40,14 @@ class VAGEN(Algorithm):
 
     def credit(self, experience: Experience) -> Credit:
         x = experience
-        turns, batch, width = x.is_action_token.shape
-        flat = lambda x: jnp.swapaxes(x, 0, 1).reshape(batch, -1)
-        back = lambda x: jnp.swapaxes(x.reshape(batch, turns, width), 0, 1)
         counts = x.is_action_token & x.is_played[..., None]
         is_end = is_last(counts)
         reward = jnp.where(is_end, x.reward[..., None], 0.0)
-        rows = flat(reward), flat(x.token_value), flat(counts), flat(is_end)
+        assert x.token_value is not None
+        rows = by_episode(reward), by_episode(x.token_value), by_episode(counts), by_episode(is_end)
         advantage, returns, statistics_of = self.of_rows(*rows)
         whitened = jnp.where(rows[2], whiten(advantage, statistics_of), 0.0)
-        return Credit(back(whitened), back(returns), x.is_played)
+        return Credit(by_turn(whitened, len(counts)), by_turn(returns, len(counts)), x.is_played)
 
     def of_rows(
         self,
@@ -84,11 +82,6 @@ class VAGEN(Algorithm):
 
     def mean(self, terms: Float[Array, "*n G"], steps: Steps) -> Float[Array, ""]:
         return masked_mean(terms, steps.is_action_token)
-
-
-def is_last(mask: Bool[Array, "*n G"]) -> Bool[Array, "*n G"]:
-    """The last True of each row."""
-    return mask & (jnp.cumsum(mask[..., ::-1], axis=-1)[..., ::-1] == 1)
 
 
 def masked_gae(reward: Row, value: Row, mask: Mask, gamma: float, lam: float) -> Row:
