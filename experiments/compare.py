@@ -4,7 +4,8 @@ The tiny model, everything but the method the same: world, conversation, optimis
 constant, since runs that end with their steps cannot know how many updates that will be. The entropy bonus is the config's,
 but none for methods of whole episodes where answers are free: their papers have none, and without normalised advantages
 it outweighs them (LOOP, seed 0: 50% with, 62% without). "weak" starts from a short imitation that all methods of a run
-seed share, "random" from random weights with canonical answers, "thinking" from an imitation of thoughts and commands;
+seed share, and so do the "ablations" of VL-DAC; "random" from random weights with canonical answers, "thinking" from an
+imitation of thoughts and commands;
 "long" and "long_small" give games 100 and 40 turns. Finished runs are only read. Writes
 experiments/results/compare_<setting>.json, .md (the table) and .png of the rows that are finished; --parallel runs go on at
 once, a core each. On a GPU, `--together --nopins` makes one program of a row's seeds (experiments/together.py).
@@ -59,9 +60,9 @@ METHODS = {
     "GiGPO": Method("gigpo"),
 }
 ABLATIONS = {
+    "VL-DAC": METHODS["VL-DAC"],
     "VL-DAC, no warm-up": Method("vl_dac", ("--config.algorithm.warmup_updates=0",)),
     "VL-DAC, no KL": Method("vl_dac", ("--config.algorithm.kl_coef=0.",)),
-    "Odysseus, all advantages": Method("odysseus", ("--config.algorithm.keeps_only_positive=False",)),
     "VL-DAC, shared backbone": Method("vl_dac,value_head"),
     "VL-DAC, shared, no stop-gradient": Method("vl_dac,value_head", ("--config.critic.stop_gradient=False",)),
 }
@@ -69,7 +70,10 @@ LAMBDAS = {
     f"RL4VLM, lambda {value}": Method("rl4vlm", (f"--config.algorithm.thought_coef={value}",))
     for value in (0.2, 0.35, 0.5, 1.0)
 }
-ESTIMATES = {name: (METHODS | ABLATIONS)[name] for name in ("Odysseus", "Odysseus, all advantages")} | {
+ESTIMATES = {
+    "Odysseus": METHODS["Odysseus"],
+    "Odysseus, all advantages": Method("odysseus", ("--config.algorithm.keeps_only_positive=False",)),
+} | {
     f"{name}, the same loss": Method(
         "odysseus",
         (f"--config.algorithm.estimator={estimator}", "--config.algorithm.keeps_only_positive=False"),
@@ -81,9 +85,10 @@ ESTIMATES = {name: (METHODS | ABLATIONS)[name] for name in ("Odysseus", "Odysseu
     )
 }
 SETTINGS = {
-    "weak": Setting("quickstart", 150_000, METHODS | ABLATIONS, imitation=80, is_free=True),
+    "weak": Setting("quickstart", 150_000, METHODS, imitation=80, is_free=True),
+    "ablations": Setting("quickstart", 150_000, ABLATIONS, imitation=80, is_free=True),
     "random": Setting("gridwalker_from_scratch", 500_000, METHODS),
-    "long_small": Setting("gridwalker_long", 500_000, ESTIMATES, base="small"),
+    "long_small": Setting("gridwalker_long", 300_000, ESTIMATES, base="small"),
     "long": Setting("gridwalker_long", 5_000_000, ESTIMATES),
     "thinking": Setting(
         "gridwalker_thinking", 150_000, {"VL-DAC": METHODS["VL-DAC"]} | LAMBDAS, imitation=300, is_free=True
@@ -153,7 +158,8 @@ def call(program: list[str], *arguments: str, core: int | None = None) -> int:
 
 
 def start_folder(setting: str, seed: str) -> Path:
-    return Path(RUNS.value) / ("start" if setting == "weak" else f"start_{setting}") / seed
+    start = SETTINGS[setting]
+    return Path(RUNS.value) / f"start_{start.config}_{start.imitation}" / seed
 
 
 def imitate(setting: str, seed: str) -> None:
@@ -183,7 +189,7 @@ def arguments(setting_name: str, method: str) -> list[str]:
 
 def run(job: Job, cores: "Queue[int]") -> None:
     starts = [f"--config.start_from={start_folder(job.setting, job.seed)}"] if SETTINGS[job.setting].imitation else []
-    given = [f"--workdir={job.folder}", f"--config.seed={job.seed}", *arguments(job.setting, job.method), *starts]
+    given = [f"--workdir={job.folder}", *arguments(job.setting, job.method), f"--config.seed={job.seed}", *starts]
     core = cores.get()
     try:
         call(["-m", "jaxvlmrl.train"], *given, core=core if PINS.value else None)

@@ -92,7 +92,7 @@ class Run:
         """The newest checkpoint's arrays, in the shape of `like`."""
         row = self._checkpoints.latest_step()
         assert row is not None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = wanted_here(like)
         with readable(self.folder / "checkpoints"):
             args = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
             return self._checkpoints.restore(row, args=args)["arrays"]
@@ -195,7 +195,7 @@ def read_policy(folder: Path, like: Any) -> Any:
     if not rows:
         raise ConfigError(f"{folder} has no checkpoint yet: nothing in it has been validated")
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = wanted_here(like)
         return checkpointer.restore((path / str(max(rows)) / "default").absolute(), abstract)
 
 
@@ -205,7 +205,13 @@ def read_frozen(folder: Path, like: Any) -> Any | None:
     if not path.exists():
         return None
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path.absolute(), jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+        return checkpointer.restore(path.absolute(), wanted_here(like))
+
+
+def wanted_here(like: Any) -> Any:
+    """Shapes and types of arrays on this machine's device, wherever they were saved: a GPU's checkpoint opens on a CPU."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
 
 
 def open_checkpoints(path: Path, keep: int) -> ocp.CheckpointManager:
