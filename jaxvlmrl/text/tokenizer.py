@@ -66,6 +66,11 @@ class Tokenizer:
         return tuple(sorted(index for index, token in added.items() if token.special))
 
     @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """What special tokens are written as."""
+        return tuple(self._tokenizer.id_to_token(index) for index in self.special_ids)
+
+    @cached_property
     def token_bytes(self) -> tuple[bytes, ...]:
         """What each id contributes to the text, as bytes; nothing for special tokens."""
         unprintable = _byte_of_character()
