@@ -90,7 +90,8 @@ class Programs:
 
     def __init__(self, policy: Policy, params: Params, sizes: Sizes, picture_shape: tuple[int, int]):
         self.policy, self.sizes, self.picture_shape = policy, sizes, picture_shape
-        self.params = policy.model.unstacked(params)
+        self._device = jax.devices()[0]  # said of all that goes in, or the second call would compile again
+        self.params = jax.device_put(policy.model.unstacked(params), self._device)
         self._programs = {
             "empty": jax.jit(self._empty),
             "see": jax.jit(self._see),
@@ -106,7 +107,7 @@ class Programs:
 
     def empty(self) -> State:
         """Rows that hold nothing."""
-        return self._programs["empty"]()
+        return jax.device_put(self._programs["empty"](), self._device)
 
     def _empty(self) -> State:
         text, sizes = self.policy.model.text, self.sizes
@@ -140,7 +141,7 @@ class Programs:
         return found
 
     def place(self, state: State, row: int, kv: np.ndarray, turn: np.ndarray) -> State:
-        """The state with a conversation in a row: keys and values [layers, 2, K, n, H] of its first n tokens and their turns."""
+        """The state with a conversation in a row: keys and values [layers, 2, K, n, H] and turns of its tokens."""
         count, slots = len(turn), self.sizes.slots
         whole = np.zeros((*kv.shape[:3], slots, kv.shape[-1]), kv.dtype)
         whole[..., :count, :] = kv

@@ -8,7 +8,7 @@ long conversation does not keep the others from answering. `run` does steps in a
 import logging
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -221,7 +221,7 @@ class Scheduler:
 
     def _empty_chunk(self) -> Chunk:
         rows, length, slots = self.programs.sizes.rows, self.programs.sizes.chunk, self.programs.sizes.slots
-        zeros = lambda *more, dtype=np.int32: np.zeros((rows, *more), dtype)
+        zeros: Callable[..., np.ndarray] = lambda *more, dtype=np.int32: np.zeros((rows, *more), dtype)
         axes = self.policy.model.image_positions()[0].shape[1:]
         return Chunk(
             zeros(length), zeros(length, dtype=np.bool_), zeros(length, self.image_width, dtype=np.float32),
@@ -270,7 +270,7 @@ class Scheduler:
 
     def _drawing(self, rows: list[tuple[int, Row]]) -> Drawing:
         size = self.programs.sizes.rows
-        zeros = lambda dtype=np.int32: np.zeros(size, dtype)
+        zeros: Callable[..., np.ndarray] = lambda dtype=np.int32: np.zeros(size, dtype)
         drawing = Drawing(
             zeros(), zeros(), zeros(), zeros(), zeros(), zeros(), zeros(np.float32), np.ones(size, np.float32),
             zeros(np.uint32), zeros(np.bool_),

@@ -33,7 +33,7 @@ class Served(NamedTuple):
     policy: Policy
     params: Params
     picture_shape: tuple[int, int]  # (height, width) it looks at
-    crops: bool  # pictures of another shape lose their sides, and are not squeezed
+    way: str  # how pictures of another size become so, of serving.pictures.WAYS
     prompt: str  # of serving.wording.KINDS
     sizes: Sizes
 
@@ -84,7 +84,7 @@ def _run(folder: Path, asked: Asked) -> Served:
     elif asked.max_tokens > answer:
         raise ConfigError(f"--max_tokens={asked.max_tokens}: the checkpoint's answers have {answer} tokens at most")
     sizes = sizes_of(policy, prompt, answer, asked)
-    return Served(folder.resolve().name, policy, whole_params(folder), image_shape(config), True, prompt, sizes)
+    return Served(folder.resolve().name, policy, whole_params(folder), image_shape(config), "middle", prompt, sizes)
 
 
 def _published(folder: Path, asked: Asked) -> Served:
@@ -96,7 +96,8 @@ def _published(folder: Path, asked: Asked) -> Served:
                 f"{folder} holds a model that does not see; {' and '.join(SMOLVLM_TYPES + QWEN_TYPES)} do"
             )
         height, width = model.image_shape
-        template = asked.template or ("smolvlm" if isinstance(model, SmolVLM) else "qwen3_vl")
+        family = "smolvlm" if isinstance(model, SmolVLM) else "qwen3_vl"
+        template = asked.template or family
         answer = asked.max_tokens or CLIENT_ANSWER
         talk = Conversation("weights", template, window=asked.window or EVERYTHING, max_answer_tokens=answer)
         config = Config(GridWalker(height=height, width=width), model=model, conversation=talk)
@@ -106,7 +107,7 @@ def _published(folder: Path, asked: Asked) -> Served:
         raise ConfigError(str(error)) from error
     prompt = asked.prompt or "client"
     sizes = sizes_of(policy, prompt, answer, asked)
-    return Served(folder.resolve().name, policy, params, model.image_shape, False, prompt, sizes)
+    return Served(folder.resolve().name, policy, params, model.image_shape, family, prompt, sizes)
 
 
 def sizes_of(policy: Policy, prompt: str, answer: int, asked: Asked) -> Sizes:
