@@ -10,7 +10,7 @@ what training's ring of turns shows it (jaxvlmrl/sampler.py), without that ring'
 that a call reads included: nothing compiles again after `warm_up`. Which row holds which request is not known here.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,29 +50,29 @@ class State(NamedTuple):
 class Chunk(NamedTuple):
     """Tokens to read, padded on the left; host arrays."""
 
-    ids: np.ndarray  # [B, L] int32
-    is_image: np.ndarray  # [B, L] bool: `image_x` stands here and not the token's own embedding
-    image_x: np.ndarray  # [B, L, E]
-    positions: np.ndarray  # [B, L] or [B, L, 3] int32
-    number: np.ndarray  # [B, L] int32; NOTHING for padding
-    slot: np.ndarray  # [B, L] int32; C for padding, which is written nowhere
-    turn: np.ndarray  # [B] int32
-    begins_answer: np.ndarray  # [B] bool: the last token is the prompt's last
+    ids: Any  # [B, L] int32
+    is_image: Any  # [B, L] bool: `image_x` stands here and not the token's own embedding
+    image_x: Any  # [B, L, E]
+    positions: Any  # [B, L] or [B, L, 3] int32
+    number: Any  # [B, L] int32; NOTHING for padding
+    slot: Any  # [B, L] int32; C for padding, which is written nowhere
+    turn: Any  # [B] int32
+    begins_answer: Any  # [B] bool: the last token is the prompt's last
 
 
 class Drawing(NamedTuple):
     """How the rows' next tokens are drawn; host arrays [B]."""
 
-    budget: np.ndarray  # int32, tokens this row may still draw; 0 for a row that draws none
-    number: np.ndarray  # int32, the next token's
-    position: np.ndarray  # int32, the next token's
-    turn: np.ndarray  # int32
-    pinned: np.ndarray  # int32, P
-    drawn: np.ndarray  # int32, tokens of the answer so far
-    temperature: np.ndarray  # float32, 0 for the likeliest token
-    top_p: np.ndarray  # float32
-    seed: np.ndarray  # uint32
-    wants_likeliest: np.ndarray  # bool
+    budget: Any  # int32, tokens this row may still draw; 0 for a row that draws none
+    number: Any  # int32, the next token's
+    position: Any  # int32, the next token's
+    turn: Any  # int32
+    pinned: Any  # int32, P
+    drawn: Any  # int32, tokens of the answer so far
+    temperature: Any  # float32, 0 for the likeliest token
+    top_p: Any  # float32
+    seed: Any  # uint32
+    wants_likeliest: Any  # bool
 
 
 class Piece(NamedTuple):
@@ -103,7 +103,7 @@ class Programs:
 
     def compiled(self) -> dict[str, int]:
         """How often each program has been compiled."""
-        return {name: program._cache_size() for name, program in self._programs.items()}
+        return {name: program._cache_size() for name, program in self._programs.items()}  # pyright: ignore[reportAttributeAccessIssue]
 
     def empty(self) -> State:
         """Rows that hold nothing."""
@@ -233,7 +233,7 @@ class Programs:
             return index + 1, is_over | (ids == self.policy.chat.end_id) | (index + 1 >= drawing.budget), state, piece
 
         going_on = lambda carry: (carry[0] < length) & ~jnp.all(carry[1])
-        _, _, state, piece = jax.lax.while_loop(going_on, step, (jnp.int32(0), drawing.budget <= 0, state, piece))
+        _, _, state, piece = jax.lax.while_loop(going_on, step, (jnp.int32(0), jnp.asarray(drawing.budget) <= 0, state, piece))
         return state, piece
 
     def _next(
