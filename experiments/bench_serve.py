@@ -1,8 +1,9 @@
 """Throughput of the server, one request at a time against 16 at once: `python experiments/bench_serve.py`.
 
-Conversations of the published games' first turns, greedy, as a player sends them: the engine by itself, then over HTTP against
-`python -m jaxvlmrl.serve` in a process of its own, by plain connections and by the openai client (which spends more time on a
-request than this server does). Client and server share the cores. The best of --repeats rounds, serial and batched in turn.
+Conversations of the published games' first turns, greedy, as a player sends them: the engine by itself, then over HTTP
+against `python -m jaxvlmrl.serve` in a process of its own, by plain connections and by the openai client (which spends more
+time on a request than this server does). Client and server share the cores. The best of --repeats rounds, serial and batched
+in turn.
 """
 
 import base64
@@ -14,7 +15,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,9 @@ def openai_asks(port: int, name: str, games: Games) -> Callable[[int, int], str]
     except ImportError:
         return None
     client = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-    said: dict[tuple[int, int], Any] = {(g, t): messages(game, t) for g, game in enumerate(games) for t in range(len(game))}
+    said: dict[tuple[int, int], Any] = {
+        (g, t): messages(game, t) for g, game in enumerate(games) for t in range(len(game))
+    }
 
     def ask(game: int, turn: int) -> str:
         found = client.chat.completions.create(model=name, messages=said[game, turn], temperature=0)
@@ -135,6 +138,10 @@ def rates(serial: Callable[[], list[str]], batched: Callable[[], list[str]], exp
             assert found == expected, "the answers are not those of the policy by itself"
             best[name] = max(best[name], len(found) / (time.perf_counter() - started) if number else 0.0)
     return {f"{name}_requests_per_s": rate for name, rate in best.items()} | {"ratio": best["batched"] / best["serial"]}
+
+
+def flat(of_games: Iterable[Iterable[str]]) -> list[str]:
+    return [text for game in of_games for text in game]
 
 
 def start_server() -> tuple[subprocess.Popen, int]:
@@ -159,7 +166,7 @@ def main(_: list[str]) -> None:
     figures: dict[str, Any] = {
         "engine": rates(
             lambda: [ask([one])[0] for one in order],
-            lambda: [text for game in zip(*(ask(of_turn(turn)) for turn in range(TURNS.value))) for text in game],
+            lambda: flat(zip(*(ask(of_turn(turn)) for turn in range(TURNS.value)))),
             expected,
         )
     }
@@ -172,7 +179,6 @@ def main(_: list[str]) -> None:
                 continue
             with ThreadPoolExecutor(CLIENTS.value) as pool:
                 play_one = lambda game, one=one: [one(game, turn) for turn in range(TURNS.value)]
-                flat = lambda games: [text for game in games for text in game]
                 serial = lambda play_one=play_one: flat(map(play_one, range(CLIENTS.value)))
                 at_once = lambda play_one=play_one, pool=pool: flat(pool.map(play_one, range(CLIENTS.value)))
                 figures[kind] = rates(serial, at_once, expected)

@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,7 +149,7 @@ class Server:
             answer = Answer(self, asked)
             if not asked.stream:
                 return await answer.whole(request)
-            response = await answer.stream(leave)
+            response = await answer.stream(request, leave)
             leave = Once(lambda: None)  # the stream's to call
             return response
         finally:
@@ -202,7 +202,10 @@ class Answer:
         loop = asyncio.get_running_loop()
 
         def emit_of(index: int) -> Callable[[Event], None]:
-            return lambda event: loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+            def emit(event: Event) -> None:
+                loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+
+            return emit
 
         self.jobs = [Job(asked.dialogue, sampling, emit_of(index)) for index, sampling in enumerate(asked.choices)]
         server.scheduler.submit(self.jobs)
@@ -224,17 +227,10 @@ class Answer:
             yield index, event
 
     async def whole(self, request: Request) -> Response:
-        answer = asyncio.ensure_future(self._collected())
-        gone = asyncio.ensure_future(_disconnect(request))
         try:
-            await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
-                raise ClientDisconnect
-            return JSONResponse(answer.result())
+            return JSONResponse(await unless_gone(request, self._collected()))
         finally:
             self.cancel()
-            answer.cancel()
-            gone.cancel()
 
     async def _collected(self) -> dict[str, Any]:
         texts, reasons = [""] * len(self.jobs), [""] * len(self.jobs)
@@ -251,11 +247,11 @@ class Answer:
         ]
         return self.writer.whole(choices, usage)
 
-    async def stream(self, leave: Callable[[], None]) -> Response:
+    async def stream(self, request: Request, leave: Callable[[], None]) -> Response:
         """Server-sent events; an error before the first is an ordinary one."""
         events = self.events()
         try:
-            first = await anext(events)
+            first = await unless_gone(request, _first(events))
         except BaseException:
             self.cancel()
             raise
@@ -287,15 +283,32 @@ class Answer:
         yield "data: [DONE]\n\n"
 
 
+async def _first(events: AsyncIterator[Any]) -> Any:
+    return await anext(events)
+
+
 async def _after(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
     yield first
     async for one in rest:
         yield one
 
 
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def unless_gone(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
+    """What `work` comes to. Raises `ClientDisconnect`, and ends it, where nobody waits for it any more."""
+
+    async def disconnect() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(disconnect())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise ClientDisconnect
+        return tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class Stream(StreamingResponse):

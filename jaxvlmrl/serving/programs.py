@@ -233,7 +233,9 @@ class Programs:
             return index + 1, is_over | (ids == self.policy.chat.end_id) | (index + 1 >= drawing.budget), state, piece
 
         going_on = lambda carry: (carry[0] < length) & ~jnp.all(carry[1])
-        _, _, state, piece = jax.lax.while_loop(going_on, step, (jnp.int32(0), jnp.asarray(drawing.budget) <= 0, state, piece))
+        _, _, state, piece = jax.lax.while_loop(
+            going_on, step, (jnp.int32(0), jnp.asarray(drawing.budget) <= 0, state, piece)
+        )
         return state, piece
 
     def _next(

@@ -310,5 +310,5 @@ def usage_of(usage: list[Usage]) -> dict[str, Any]:
     prompt, cached, answers = usage[0].prompt, usage[0].cached, sum(one.answer for one in usage)
     return {
         "prompt_tokens": prompt, "completion_tokens": answers, "total_tokens": prompt + answers,
-        "prompt_tokens_details": {"cached_tokens": min(cached, prompt)},
+        "prompt_tokens_details": {"cached_tokens": cached},
     }  # fmt: skip

@@ -48,6 +48,7 @@ class Scheduler:
         self._rows: list[Row | None] = [None] * programs.sizes.rows
         self._state = programs.empty()
         self._waiting: deque[Job] = deque()
+        self._entering: list[Job] = []  # neither waiting any more nor in a row yet
         self._wake = threading.Condition()
         self._is_stopping = False
         self._chunks = 0  # read since something was drawn
@@ -78,9 +79,12 @@ class Scheduler:
             try:
                 self.step()
             except Exception:
-                log.exception("a step of the engine failed; its requests are answered with an error")
+                log.exception("a step of the engine failed; the requests in it are answered with an error")
                 self._fail(RequestError("the engine failed on this batch of requests", status=500))
                 self._state = self.programs.empty()
+        with self._wake:
+            self._entering += self._waiting
+            self._waiting.clear()
         self._fail(RequestError("the server is shutting down", status=503))
 
     def drain(self) -> None:
@@ -89,10 +93,9 @@ class Scheduler:
             self.step()
 
     def _fail(self, error: RequestError) -> None:
-        with self._wake:
-            jobs = [row.job for row in self._rows if row] + list(self._waiting)
-            self._waiting.clear()
-        self._rows = [None] * len(self._rows)
+        """Those who wait can still be answered."""
+        jobs = [row.job for row in self._rows if row] + self._entering
+        self._rows, self._entering = [None] * len(self._rows), []
         for job in jobs:
             job.emit(Event(error=error))
 
@@ -116,12 +119,17 @@ class Scheduler:
         while len(plans) < len(free) and (job := self._next_job()):
             try:
                 plans.append(self._plan(job))
+                self._entering.append(job)
             except RequestError as error:
                 job.emit(Event(error=error))
+            except Exception:
+                log.exception("a conversation could not be laid out")
+                job.emit(Event(error=RequestError("the server failed on this request", status=500)))
         pictures = {p.digest: p.pixels for plan in plans for part in plan.pictures for p in part}
         seen = dict(zip(pictures, self.programs.see(list(pictures.values()))))
         for index, plan in zip(free, plans):
             self._enter(index, plan, seen)
+            self._entering.remove(plan.job)
 
     def _next_job(self) -> Job | None:
         with self._wake:
@@ -161,7 +169,7 @@ class Scheduler:
             add(number, ids, turn.pictures, is_cut)
         pinned = found.blocks[0].kv.shape[3] if found else len(parts[0].ids)
         cached = [block.kv.shape[3] for block in found.blocks[1:]] if found else []
-        budget = min(job.sampling.max_tokens, self._room(parts, cached, pinned))
+        budget = min(job.sampling.max_tokens, self.programs.sizes.answer, self._room(parts, cached, pinned))
         return Plan(job, heard, names, found, parts, pictures, cuts, pinned, budget)
 
     def _room(self, parts: list[Part], cached: list[int], pinned: int) -> int:
@@ -199,15 +207,14 @@ class Scheduler:
             name = plan.names[part.turn] if part.turn < len(plan.names) else None
             spans.append(Span(part.turn, name, numbers, numbers + len(part.ids), part.next_position, is_cut))
             numbers += len(part.ids)
-        in_sight = [
-            end - start for turn, _, start, end, _, _ in spans if turn > len(plan.heard.turns) - self.policy.window
-        ]
-        prompt = sum(lengths) + sum(in_sight) + (plan.pinned if not plan.found else 0)
+        in_sight = lambda turn: turn == START or turn > len(plan.heard.turns) - self.policy.window
+        cached = sum(length for turn, length in zip(turns, lengths) if in_sight(turn))
+        prompt = cached + sum(span.end - span.first for span in spans if in_sight(span.turn))
         sampling = plan.job.sampling
         transcript = Transcript(self.policy.chat.tokenizer, self.policy.chat.end_id, sampling.stop)
         self._rows[index] = Row(
             plan.job, plan.names, plan.heard, transcript, parts, spans, plan.pinned, sum(lengths), 0,
-            Usage(prompt, sum(lengths), 0), budget=plan.budget,
+            Usage(prompt, cached, 0), budget=plan.budget,
         )  # fmt: skip
 
     # Reading
