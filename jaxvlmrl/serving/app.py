@@ -162,6 +162,10 @@ class Server:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # what a foreign page may send unasked has another type
             raise RequestError("the content-type must be application/json", status=415, code="unsupported_content_type")
+        too_large = RequestError(f"the body is above {self.limits.body_bytes} bytes", 413, "request_too_large")
+        said = request.headers.get("content-length", "")
+        if said.isdigit() and int(said) > self.limits.body_bytes:
+            raise too_large
         parts, size = [], 0
         try:
             async with asyncio.timeout(BODY_SECONDS):
@@ -169,9 +173,7 @@ class Server:
                     parts.append(part)
                     size += len(part)
                     if size > self.limits.body_bytes:
-                        raise RequestError(
-                            f"the body is above {self.limits.body_bytes} bytes", 413, "request_too_large"
-                        )
+                        raise too_large
         except TimeoutError as error:
             raise RequestError("the body did not arrive in time", status=408, code="timeout") from error
         return b"".join(parts)

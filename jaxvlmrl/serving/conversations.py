@@ -72,6 +72,11 @@ class Block(NamedTuple):
     position: int  # of the token behind it
     is_cut: bool  # its answer has no end token: what follows begins with one
 
+    @property
+    def length(self) -> int:
+        """n"""
+        return self.kv.shape[3]
+
 
 class Found(NamedTuple):
     """What of a conversation is kept."""

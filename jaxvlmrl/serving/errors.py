@@ -14,7 +14,3 @@ class RequestError(Exception):
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status)
         kind = kind or ("server_error" if self.status >= 500 else "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-
-def too_long(message: str) -> RequestError:
-    return RequestError(message, code="context_length_exceeded", param="messages")

@@ -70,6 +70,8 @@ class Eyes:
                 return self.fitted(ImageOps.exif_transpose(image))
         except RequestError:
             raise
+        except Image.DecompressionBombError as error:  # far above, Pillow itself looks no further than the header
+            raise refuse(f"a picture is above {self.max_pixels} pixels", "image_too_large") from error
         except Exception as error:  # Pillow's decoders raise whatever they stumble over
             raise refuse(f"a picture is no {expected} that can be read") from error
 

@@ -10,6 +10,7 @@ what training's ring of turns shows it (jaxvlmrl/sampler.py), without that ring'
 that a call reads included: nothing compiles again after `warm_up`. Which row holds which request is not known here.
 """
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -123,10 +124,16 @@ class Programs:
         text = self.policy.model.text
         return 2 * text.num_layers * text.num_kv_heads * text.head_dim * jnp.dtype(self.policy.model.dtype).itemsize
 
+    @cached_property
     def image_width(self) -> int:
         """E, of an image token."""
         images = jax.ShapeDtypeStruct((1, *self.picture_shape, 3), jnp.uint8)
         return jax.eval_shape(self.policy.model.image_tokens, self.params, images).shape[-1]
+
+    def no_tokens(self) -> np.ndarray:
+        """Keys and values [layers, 2, K, 0, H]."""
+        text = self.policy.model.text
+        return np.zeros((text.num_layers, 2, text.num_kv_heads, 0, text.head_dim), jnp.dtype(self.policy.model.dtype))
 
     # What the scheduler calls
 

@@ -33,7 +33,7 @@ NEVER = -9999.0  # the API's log-prob of what cannot be said
 class Limits:
     """Of one request."""
 
-    body_bytes: int = 64 << 20
+    body_bytes: int = 32 << 20
     messages: int = 2048
     pictures: int = 256
     text_chars: int = 1 << 20  # all texts together
@@ -58,7 +58,6 @@ def read_json(body: bytes) -> dict[str, Any]:
 
     try:
         data = json.loads(body, parse_constant=no_number)
-        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise RequestError(f"the body is no JSON: {str(error)[:200]}", code="invalid_json") from error
     if not isinstance(data, dict):
@@ -208,6 +207,10 @@ class _Left:
         self.chars -= len(text)
         if self.chars < 0:
             raise wrong(where, "makes the texts longer than this server takes")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise wrong(where, "holds half of a surrogate pair") from error
         return text
 
     def picture(self, where: str) -> None:

@@ -1,7 +1,7 @@
 """A request on its way through a row of the compiled batch: what is left to read, what has been drawn."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -114,11 +114,10 @@ class Row:
     number: int
     position: int
     usage: Usage
+    budget: int  # tokens the answer may have
     offset: int = 0
     images_read: int = 0  # image tokens of the first part
-    answer_first: int = 0  # number of the answered turn's first token
     drawn: int = 0
-    budget: int = field(default=0)
 
     @property
     def turn(self) -> int:

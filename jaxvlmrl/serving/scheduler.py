@@ -9,34 +9,20 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import numpy as np
 
 from jaxvlmrl.policy import Policy
-from jaxvlmrl.serving.conversations import Block, Dialogue, Found, Kept, Picture, Turn, name_after
-from jaxvlmrl.serving.errors import RequestError, too_long
+from jaxvlmrl.serving.conversations import Block, Kept, Turn, name_after
+from jaxvlmrl.serving.errors import RequestError
+from jaxvlmrl.serving.planning import Plan, plan_of
 from jaxvlmrl.serving.programs import NOTHING, START, Chunk, Drawing, Programs, slot_of
-from jaxvlmrl.serving.rows import Event, Job, Part, Row, Span, Token, Usage, lay_out
+from jaxvlmrl.serving.rows import Event, Job, Row, Token
 from jaxvlmrl.serving.transcript import Transcript
 from jaxvlmrl.serving.wording import Wording
 
 CHUNKS_BEFORE_DRAWING = 4  # at most, while a row is ready
 log = logging.getLogger("jaxvlmrl.serve")
-
-
-class Plan(NamedTuple):
-    """A job, and what of its conversation is left to be read."""
-
-    job: Job
-    heard: Dialogue
-    names: list[bytes]
-    found: Found | None
-    parts: list[Part]  # pictures not looked at yet
-    pictures: list[list[Picture]]  # of each part
-    is_cut: list[bool]  # of each part
-    pinned: int
-    budget: int
 
 
 class Scheduler:
@@ -52,7 +38,6 @@ class Scheduler:
         self._wake = threading.Condition()
         self._is_stopping = False
         self._chunks = 0  # read since something was drawn
-        self.image_width = programs.image_width()
 
     # From other threads
 
@@ -118,7 +103,7 @@ class Scheduler:
         plans: list[Plan] = []
         while len(plans) < len(free) and (job := self._next_job()):
             try:
-                plans.append(self._plan(job))
+                plans.append(plan_of(job, self.programs, self.wording, self.kept))
                 self._entering.append(job)
             except RequestError as error:
                 job.emit(Event(error=error))
@@ -139,82 +124,20 @@ class Scheduler:
                     return job
         return None
 
-    def _plan(self, job: Job) -> Plan:
-        """Raises `RequestError` for a conversation that does not fit."""
-        chat, model = self.policy.chat, self.policy.model
-        heard = self.wording.heard(job.dialogue)
-        names = heard.names()
-        found = self.kept.longest(names, self.policy.window)
-        position, is_cut, done = (found.last.position, found.last.is_cut, found.turns) if found else (0, False, 0)
-        parts: list[Part] = []
-        pictures: list[list[Picture]] = []
-        cuts: list[bool] = []
-        unseen = np.zeros((0, self.image_width), np.float32)
-
-        def add(turn: int, ids: list[int], pictures_of: list[Picture], is_cut: bool) -> None:
-            start = parts[-1].next_position if parts else position
-            parts.append(lay_out(model, chat.image_id, turn, ids, unseen, start))
-            pictures.append(pictures_of)
-            cuts.append(is_cut)
-
-        if found is None:
-            add(START, self.wording.start(heard), [], False)
-        for number, turn in list(enumerate(heard.turns, start=1))[done:]:
-            ids = self.wording.observation(turn, number, is_cut)
-            is_cut = False
-            if turn.answer is not None:
-                answer = self.kept.answer(names[number]) or self.wording.answer(turn.answer)
-                is_cut = answer[-1] != chat.end_id
-                ids = [*ids, *answer]
-            add(number, ids, turn.pictures, is_cut)
-        pinned = found.blocks[0].kv.shape[3] if found else len(parts[0].ids)
-        cached = [block.kv.shape[3] for block in found.blocks[1:]] if found else []
-        budget = min(job.sampling.max_tokens, self.programs.sizes.answer, self._room(parts, cached, pinned))
-        return Plan(job, heard, names, found, parts, pictures, cuts, pinned, budget)
-
-    def _room(self, parts: list[Part], cached: list[int], pinned: int) -> int:
-        """Tokens that the answer may take. Raises `RequestError` where the conversation does not fit."""
-        space = self.programs.sizes.slots - pinned
-        lengths = cached + [len(part.ids) for part in parts if part.turn != START]
-        most = max(sum(lengths[max(0, end - self.policy.window) : end]) for end in range(1, len(lengths) + 1))
-        if most >= space:
-            raise too_long(
-                f"the conversation takes {most + pinned} tokens in sight, the server has room for {space + pinned}"
-            )
-        positions = self.policy.model.text.max_positions - parts[-1].next_position
-        if positions < 1:
-            raise too_long(
-                f"the conversation is longer than the model's {self.policy.model.text.max_positions} positions"
-            )
-        return min(space - sum(lengths[-self.policy.window :]), positions)
-
     def _enter(self, index: int, plan: Plan, seen: dict[bytes, np.ndarray]) -> None:
         """The job into a free row, with what is kept of its conversation."""
-        text = self.policy.model.text
-        blocks, first = (plan.found.blocks, plan.found.turns) if plan.found else ([], 0)
-        lengths = [block.kv.shape[3] for block in blocks]
-        turns = [START, *range(first - len(blocks) + 2, first + 1)][: len(blocks)]
-        nothing = np.zeros((text.num_layers, 2, text.num_kv_heads, 0, text.head_dim), self.policy.model.dtype)
-        kv = np.concatenate([block.kv for block in blocks], axis=3) if blocks else nothing
+        lengths, turns = plan.kept_lengths, plan.kept_turns
+        kv = np.concatenate([block.kv for block in plan.kept], axis=3) if plan.kept else self.programs.no_tokens()
         self._state = self.programs.place(self._state, index, kv, np.repeat(np.asarray(turns, np.int32), lengths))
         parts = [
             part._replace(image_x=np.concatenate([seen[p.digest] for p in pictures])) if pictures else part
             for part, pictures in zip(plan.parts, plan.pictures)
         ]
-        numbers = sum(lengths)
-        spans = []
-        for part, is_cut in zip(parts, plan.is_cut):
-            name = plan.names[part.turn] if part.turn < len(plan.names) else None
-            spans.append(Span(part.turn, name, numbers, numbers + len(part.ids), part.next_position, is_cut))
-            numbers += len(part.ids)
-        in_sight = lambda turn: turn == START or turn > len(plan.heard.turns) - self.policy.window
-        cached = sum(length for turn, length in zip(turns, lengths) if in_sight(turn))
-        prompt = cached + sum(span.end - span.first for span in spans if in_sight(span.turn))
-        sampling = plan.job.sampling
-        transcript = Transcript(self.policy.chat.tokenizer, self.policy.chat.end_id, sampling.stop)
+        chat, sampling = self.policy.chat, plan.job.sampling
+        transcript = Transcript(chat.tokenizer, chat.end_id, sampling.stop)
         self._rows[index] = Row(
-            plan.job, plan.names, plan.heard, transcript, parts, spans, plan.pinned, sum(lengths), 0,
-            Usage(prompt, cached, 0), budget=plan.budget,
+            plan.job, plan.names, plan.heard, transcript, parts, plan.spans(), plan.pinned, sum(lengths), 0,
+            plan.usage(self.policy.window), plan.budget,
         )  # fmt: skip
 
     # Reading
@@ -231,7 +154,7 @@ class Scheduler:
         zeros: Callable[..., np.ndarray] = lambda *more, dtype=np.int32: np.zeros((rows, *more), dtype)
         axes = self.policy.model.image_positions()[0].shape[1:]
         return Chunk(
-            zeros(length), zeros(length, dtype=np.bool_), zeros(length, self.image_width, dtype=np.float32),
+            zeros(length), zeros(length, dtype=np.bool_), zeros(length, self.programs.image_width, dtype=np.float32),
             zeros(length, *axes), zeros(length) + NOTHING, zeros(length) + slots, zeros(), zeros(dtype=np.bool_),
         )  # fmt: skip
 
