@@ -33,6 +33,9 @@ class ChatTemplate:
     answer: str  # how an answer begins and ends; {answer} stands for its text
     end_of_answer: str  # the token a model ends its answer with
     after_answer: str  # what follows that
+    # For conversations in other words than the environment's (jaxvlmrl/serving):
+    message: str = ""  # what a user says; {content} stands for texts and pictures in any order
+    no_system: str = ""  # the conversation's start without rules
 
     @classmethod
     def load(cls, name: str) -> "ChatTemplate":

@@ -65,6 +65,15 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         return tuple(sorted(index for index, token in added.items() if token.special))
 
+    def written(self, index: int) -> str:
+        """What a token is in tokenizer.json; nothing for an id that the tokenizer has not."""
+        return self._tokenizer.id_to_token(index) or ""
+
+    @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        """What special tokens are written as."""
+        return tuple(map(self.written, self.special_ids))
+
     @cached_property
     def token_bytes(self) -> tuple[bytes, ...]:
         """What each id contributes to the text, as bytes; nothing for special tokens."""
