@@ -1,0 +1,166 @@
+"""All that the page can ask: a person's game, the model's, everybody's scores on a board, and a GIF to share.
+
+Each question is a method from a request's JSON to an answer's; what cannot be asked raises `BadRequest`. One at a time: it
+is one person's page, and two requests that compile the same function would do so twice.
+"""
+
+import io
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from envs_jax.grid_walker.commands import command_text
+from envs_jax.grid_walker.grid_walker import GridWalker
+from envs_jax.players import Player
+from jaxvlmrl import pictures
+from jaxvlmrl.episodes import ENDED, scripted_episode
+from jaxvlmrl.playing import game, model
+from jaxvlmrl.playing.game import OWN, BadRequest, Start, read_done, read_start
+from jaxvlmrl.playing.model import TURNS, Model, load_model
+
+__all__ = ["Table", "load_model"]
+
+SIZES = (8, 16, 32)  # boards a compiled player has room for
+FIRST = Start("0", 8, 3)  # what the page opens with
+
+
+class Table:
+    """A board with a seat for a person and, where there is a checkpoint, one for its policy."""
+
+    def __init__(self, model: Model | None):
+        self.seated, self._lock = model, threading.Lock()
+
+    def about(self) -> dict[str, Any]:
+        seated = self.seated
+        told = seated and {
+            "name": seated.name,
+            "image": list(seated.policy.model.image_shape),
+            "largest": seated.largest,
+            "blocks": seated.config.env.max_blocks,
+            "turns": seated.most_turns,
+            "layers": seated.config.model.text.num_layers,
+            "window": seated.policy.window,
+            "has_critic": seated.critic is not None,
+        }
+        return {"first": FIRST._asdict(), "turns": TURNS, "largest": game.LARGEST, "model": told}
+
+    def warm_up(self) -> None:
+        """Compiles what the page asks first, in its order."""
+        start = FIRST._asdict()
+        self.person({**start, "done": []})
+        if self.seated:
+            self.model({**start, "done": []})
+        self.scores(start)
+
+    def person(self, data: Any) -> dict[str, Any]:
+        """A person's game after `done`, and after the typed `command` where there is one."""
+        start = read_start(data)
+        done = read_done(data)
+        if OWN in done:
+            raise BadRequest("a person's game has commands only")
+        if (typed := data.get("command")) is not None:
+            done = read_done({"done": [*done, typed]})
+        with self._lock:
+            return game.person_view(start, done)
+
+    def model(self, data: Any) -> dict[str, Any]:
+        """The model's game after `done`: commands, or `OWN` where it answered for itself."""
+        start, done = read_start(data), read_done(data)
+        with self._lock:
+            seated = self._model()
+            step = seated.step(start, done)
+            played = [command_text(action) if action >= 0 else None for action in seated.played(start, done)]
+            return {
+                "done": list(done),
+                "played": played,
+                "score": game.score(start, step.state)._asdict(),
+                "sharp": game.as_uri(game.sharp_picture(start, step.state)),
+                "image": game.as_uri(step.image),
+            } | model.view(seated, start, done)
+
+    def scores(self, data: Any) -> list[dict[str, Any]]:
+        """How the others do on this board, within as many turns each."""
+        start = read_start(data)
+        with self._lock:
+            found = [{"player": name} | self._scripted(start, player) for name, player in self._players(start).items()]
+            if self.seated and start.size <= self.seated.largest:
+                done = self.seated.to_the_end(start)
+                last = self.seated.step(start, done).state
+                found.insert(0, {"player": "model, greedy"} | game.score(start, last)._asdict())
+            return found
+
+    def gif(self, data: Any) -> bytes:
+        """A game as an animation, a picture a turn with what was done under it."""
+        start, done = read_start(data), read_done(data)
+        with self._lock:
+            file = io.BytesIO()
+            pictures.save_gif([self._film(start, done)], file)
+            return file.getvalue()
+
+    def _model(self) -> Model:
+        if self.seated is None:
+            raise BadRequest("the page was opened without a checkpoint: there is no model to ask")
+        return self.seated
+
+    def _players(self, start: Start) -> dict[str, Player]:
+        players = player_env(start).players()
+        return {name: players[name] for name in sorted(players, key=lambda name: name != "explorer")}
+
+    def _scripted(self, start: Start, player: Player) -> dict[str, Any]:
+        env = player_env(start)
+        state = game.first_state(env, start)
+        *_, actions = scripted(player, env)(start.params, state, jax.random.key(0))
+        for action in actions[actions != ENDED]:
+            state = game.obey(env, start, state, int(action))
+        return game.score(start, state)._asdict()
+
+    def _film(self, start: Start, done: tuple[str, ...]) -> list[Image.Image]:
+        words, commands = list(done), list(done)
+        if OWN in done:
+            seated = self._model()
+            said = [seated.step(start, done[:turn]).said for turn in range(len(done))]
+            decode = seated.policy.chat.tokenizer.decode
+            words = [decode(s.ids[s.valid].tolist()) if d == OWN and s else d for d, s in zip(done, said)]
+            commands = [command_text(a) if a >= 0 else "" for a in seated.played(start, done)]
+        return film(start, words, commands)
+
+
+def film(start: Start, words: list[str], commands: list[str]) -> list[Image.Image]:
+    """A captioned picture of each turn, and of the end."""
+    env = game.people_env(start)
+    state = game.first_state(env, start)
+    name = f"seed {start.seed.strip() or '0'}"[:40]
+    sheets = []
+    for turn, (said, command) in enumerate(zip(words, commands, strict=True)):
+        sheets.append(pictures.captioned(small(start, state), f"{name}, turn {turn + 1}", said or "(says nothing)"))
+        state = game.obey(env, start, state, game.parse_command(command))
+    ending = f"won in {int(state.turn)}" if bool(state.won) else f"after {int(state.turn)} turns"
+    return [*sheets, pictures.captioned(small(start, state), name, ending)]
+
+
+def small(start: Start, state: Any) -> np.ndarray:
+    """The picture for people at the size of a GIF's, smoothed."""
+    picture = Image.fromarray(game.sharp_picture(start, state))
+    return np.asarray(picture.resize((pictures.FRAME, pictures.FRAME), Image.Resampling.LANCZOS))
+
+
+def player_env(start: Start) -> GridWalker:
+    """The environment scripted players play in."""
+    room = next(size for size in SIZES if start.size <= size)
+    return GridWalker(max_size=room, max_blocks=game.capacity(start.blocks))
+
+
+@cache
+def scripted(player: Player, env: GridWalker) -> Callable[..., Any]:
+    """A whole game of `TURNS` turns, compiled once: (params, state, key) -> ..., actions."""
+
+    def play(params: Any, state: Any, key: jax.Array) -> tuple[jax.Array, ...]:
+        return scripted_episode(player, env, params, TURNS, state, key)
+
+    run = jax.jit(play)
+    return lambda params, state, key: jax.tree.map(np.asarray, run(params, state, key))
