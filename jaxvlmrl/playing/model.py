@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs_jax.grid_walker.commands import parse_command
+from envs_jax.grid_walker.commands import FORWARD, UNPARSABLE, command_text, parse_command
 from envs_jax.grid_walker.grid_walker import GridWalker, Params, State
 from envs_jax.grid_walker.layout import hash_text
 from jaxvlmrl import runs
@@ -90,10 +90,10 @@ class Model:
             done = (*done, OWN)
         return done
 
-    def played(self, start: Start, done: tuple[str, ...]) -> list[int]:
-        """The actions of a game's turns."""
+    def played(self, start: Start, done: tuple[str, ...]) -> list[str | None]:
+        """The commands of a game's turns; None where an answer could not be read, or the game refused it."""
         answers = ((each, self.step(start, done[:turn]).said) for turn, each in enumerate(done))
-        return [int(said.action) if each == OWN and said else parse_command(each) for each, said in answers]
+        return [command_of(said) if each == OWN and said else each for each, said in answers]
 
     def _first(self, start: Start) -> Step:
         state = rules(self.env(start)).begin(np.uint32(hash_text(start.seed)), self.env_params(start))
@@ -166,7 +166,7 @@ def view(model: Model, start: Start, done: tuple[str, ...]) -> dict[str, Any]:
     rows, columns = grid(model.policy)
     return {
         "image_shape": [rows, columns],
-        "value": step.value,
+        "values": [model.step(start, done[:turn]).value for turn in range(len(done) + 1)],
         "said": None if step.said is None else spoken(model.policy, step.said),
     }
 
@@ -186,10 +186,10 @@ def spoken(policy: Policy, said: Insight) -> dict[str, Any]:
         }
         for index in range(count)
     ]
-    commands = [policy.env.answer_text(action).strip("`") for action in policy.env.actions()]
+    commands = [command_text(action) for action in policy.env.actions()]
     return {
         "text": policy.chat.tokenizer.decode(ids),
-        "command": None if said.action < 0 else policy.env.answer_text(int(said.action)).strip("`"),
+        "command": command_of(said),
         "tokens": tokens,
         "actions": [
             {"command": command, "probability": math.exp(log_prob)}
@@ -197,6 +197,12 @@ def spoken(policy: Policy, said: Insight) -> dict[str, Any]:
         ],
         "attention": said.on_image.mean(axis=1).round(5).tolist(),  # [layers, I]
     }
+
+
+def command_of(said: Insight) -> str | None:
+    """What the game obeys of an answer."""
+    action = int(said.action)
+    return None if action in (UNPARSABLE, FORWARD) else command_text(action)
 
 
 def token_text(policy: Policy, token: int) -> str:

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from PIL import Image
 
-from envs_jax.grid_walker.commands import command_text
 from envs_jax.grid_walker.grid_walker import GridWalker
 from envs_jax.players import Player
 from jaxvlmrl import pictures
@@ -74,10 +73,9 @@ class Table:
         with self._lock:
             seated = self._model()
             step = seated.step(start, done)
-            played = [command_text(action) if action >= 0 else None for action in seated.played(start, done)]
             return {
                 "done": list(done),
-                "played": played,
+                "played": seated.played(start, done),
                 "score": game.score(start, step.state)._asdict(),
                 "sharp": game.as_uri(game.sharp_picture(start, step.state)),
                 "image": game.as_uri(step.image),
@@ -126,7 +124,7 @@ class Table:
             said = [seated.step(start, done[:turn]).said for turn in range(len(done))]
             decode = seated.policy.chat.tokenizer.decode
             words = [decode(s.ids[s.valid].tolist()) if d == OWN and s else d for d, s in zip(done, said)]
-            commands = [command_text(a) if a >= 0 else "" for a in seated.played(start, done)]
+            commands = [command or "" for command in seated.played(start, done)]
         return film(start, words, commands)
 
 
