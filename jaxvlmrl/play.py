@@ -6,14 +6,13 @@ board, with its words, probabilities, value and attention. Without a checkpoint 
 
 import argparse
 import os
-import socket
 import sys
 import threading
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from jaxvlmrl.playing.app import HERE, QuietServer, make_app, make_server
+from jaxvlmrl.playing.app import HERE, Loading, QuietServer, listen, make_app, make_server
 
 BAD_INPUT = 2  # exit code, as `command_line` has it; importing that takes the seconds in which the page shall be there
 
@@ -36,14 +35,6 @@ def read_flags(argv: list[str]) -> argparse.Namespace:
     return given
 
 
-def listen(port: int) -> socket.socket:
-    """Raises OSError for a port that is taken."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((HERE, port))
-    return listener
-
-
 def keep_compiled() -> None:
     """What is compiled once stays: the picture for people takes half a minute the first time, and none later."""
     import jax
@@ -54,18 +45,22 @@ def keep_compiled() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def load(checkpoint: Path | None, loading: "Future[Any]", server: QuietServer) -> None:
-    """Fills in the table; stops the server where there is nothing to show."""
+def load(checkpoint: Path | None, loading: Loading, server: QuietServer) -> None:
+    """A person can play first, then the others; stops the server where a checkpoint cannot be read."""
     try:
         keep_compiled()
+        from jaxvlmrl.playing import game
+
+        game.person(game.FIRST)
+        loading.board.set_result(game)
         from jaxvlmrl.playing.table import Table, load_model
 
         table = Table(None if checkpoint is None else load_model(checkpoint))
     except Exception as error:
-        loading.set_exception(error)
+        loading.table.set_exception(error)
         server.stop()
     else:
-        loading.set_result(table)
+        loading.table.set_result(table)
         table.warm_up()
 
 
@@ -77,7 +72,7 @@ def main(argv: list[str]) -> int:
         reason = error.strerror or str(error)
         print(f"jaxvlmrl.play: port {given.port} cannot be had ({reason}); choose another --port", file=sys.stderr)
         return BAD_INPUT
-    loading: Future[Any] = Future()
+    loading = Loading(given.checkpoint and given.checkpoint.resolve().name, Future(), Future())
     server = make_server(make_app(loading))
     threading.Thread(target=load, args=(given.checkpoint, loading, server), daemon=True).start()
     print(f"open http://{HERE}:{listener.getsockname()[1]} (ends with Ctrl-C)", flush=True)
@@ -88,9 +83,9 @@ def main(argv: list[str]) -> int:
     return failed(loading)
 
 
-def failed(loading: "Future[Any]") -> int:
+def failed(loading: Loading) -> int:
     """The exit code of a server that ended by itself."""
-    error = loading.exception() if loading.done() else None
+    error = loading.table.exception() if loading.table.done() else None
     if error is None:
         return 0
     if not isinstance(error, ValueError):  # a ConfigError is one, and its sentence is for people

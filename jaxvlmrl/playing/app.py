@@ -1,14 +1,16 @@
-"""The page's server: static files, and small JSON questions to a `Table`. It does nothing between requests.
+"""The page's server: static files, and small JSON questions. It does nothing between requests.
 
-Loopback only. The table may still be loading when the first question comes; it is answered when there is one.
+Loopback only. What answers may still be loading when a question comes; it is answered when it can be.
 """
 
 import asyncio
 import json
+import socket
 
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import uvicorn
 from starlette.applications import Starlette
@@ -21,6 +23,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jaxvlmrl.playing.bad_request import BadRequest
 
 STATIC = Path(__file__).parent / "static"
 HERE = "127.0.0.1"
@@ -49,35 +53,44 @@ class Secured:
         await self.app(scope, receive, with_headers)
 
 
-def make_app(loading: "Future[Any]") -> Starlette:
-    """The page, of the `Table` that is or will be loaded."""
+class Loading(NamedTuple):
+    """What answers, or will."""
+
+    name: str | None  # of the checkpoint, where there is one
+    board: "Future[ModuleType]"  # `playing.game`: a person can play
+    table: "Future[Any]"  # a `Table`: and so can the others
+
+
+def make_app(loading: Loading) -> Starlette:
+    async def opened(request: Request) -> Response:
+        return JSONResponse({"checkpoint": loading.name})
 
     async def about(request: Request) -> Response:
-        table = await asyncio.wrap_future(loading)
-        return JSONResponse(table.about())
+        return JSONResponse((await asyncio.wrap_future(loading.table)).about())
 
-    def asks(name: str) -> Route:
-        """POST /api/NAME: a method of the table that takes the request's JSON and answers JSON, or a picture's bytes."""
+    def asks(name: str, of: "Future[Any]") -> Route:
+        """POST /api/NAME: a function that takes the request's JSON and answers JSON, or a picture's bytes."""
 
         async def answer(request: Request) -> Response:
             data = await read_json(request)
             if isinstance(data, Response):
                 return data
-            table = await asyncio.wrap_future(loading)
+            answering = await asyncio.wrap_future(of)
             try:
-                found = await run_in_threadpool(getattr(table, name), data)
-            except ValueError as error:
+                found = await run_in_threadpool(getattr(answering, name), data)
+            except BadRequest as error:
                 return refused(str(error))
             return Response(found, media_type="image/gif") if isinstance(found, bytes) else JSONResponse(found)
 
         return Route(f"/api/{name}", answer, methods=["POST"])
 
-    routes = [
-        Route("/api/about", about), *map(asks, ("person", "model", "scores", "gif")),
-        Mount("/", StaticFiles(directory=STATIC, html=True)),
-    ]  # fmt: skip
-    hosts = TrustedHostMiddleware, [HERE, "localhost"]  # a name that somebody else's page resolves to here is none
-    return Starlette(routes=routes, middleware=[Middleware(Secured), Middleware(hosts[0], allowed_hosts=hosts[1])])
+    questions = [asks("person", loading.board), *(asks(name, loading.table) for name in ("model", "scores", "gif"))]
+    routes = [Route("/api/opened", opened), Route("/api/about", about), *questions]
+    hosts = [HERE, "localhost"]  # a name that somebody else's page lets resolve to this machine is none
+    return Starlette(
+        routes=[*routes, Mount("/", StaticFiles(directory=STATIC, html=True))],
+        middleware=[Middleware(Secured), Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
+    )
 
 
 async def read_json(request: Request) -> Any:
@@ -116,6 +129,15 @@ class QuietServer(uvicorn.Server):
         self.should_exit = True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._stopped.set)
+
+
+def listen(port: int) -> socket.socket:
+    """Raises OSError for a port that is taken."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((HERE, port))
+    listener.listen()  # who comes before the server does waits
+    return listener
 
 
 def make_server(app: Starlette) -> QuietServer:

@@ -6,6 +6,7 @@ anywhere need no word with the server. Boards of any size: a compiled function s
 
 import base64
 import io
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from PIL import Image
 from envs_jax.grid_walker.commands import FORWARD, UNPARSABLE, command_text, parse_command
 from envs_jax.grid_walker.grid_walker import GridWalker, Params, State
 from envs_jax.grid_walker.layout import hash_text, max_blocks_on
+from jaxvlmrl.playing.bad_request import BadRequest
 
 LARGEST = 32  # cells on a side; the original's page ends there
 SMALLEST = 2
@@ -25,10 +27,9 @@ REFERENCE_UP_TO = 16  # blocks that are drawn at reference quality; more take se
 PICTURE = 384  # pixels on a side, for people
 LONGEST_SEED, LONGEST_COMMAND, MOST_COMMANDS = 200, 100, 500
 OWN = "*"  # in place of a command: what the policy answers there
+FIRST = {"seed": "0", "size": 8, "blocks": 3, "done": []}  # what the page opens with
 
-
-class BadRequest(ValueError):
-    """What a request asks for cannot be; one sentence for people."""
+one_at_a_time = threading.Lock()  # two requests that need the same function would compile it twice
 
 
 class Start(NamedTuple):
@@ -178,14 +179,17 @@ def outcome(before: State, after: State, command: str) -> str:
     return f"walked {cells}, then {'the wall' if is_wall else 'a block'} was in the way"
 
 
-def person_view(start: Start, done: tuple[str, ...]) -> dict[str, Any]:
-    """A person's game after commands that the game takes. Raises `BadRequest` for what follows a win."""
-    before = state = None
-    for following in states(start, done):
-        if state is not None and bool(state.won):
+def person(data: Any) -> dict[str, Any]:
+    """A person's game after `done`, and after the typed `command` where there is one. Raises `BadRequest`."""
+    start, done = read_start(data), read_done(data)
+    if OWN in done:
+        raise BadRequest("a person's game has commands only")
+    if (typed := data.get("command")) is not None:
+        done = read_done({"done": [*done, typed]})
+    with one_at_a_time:
+        *earlier, state = states(start, done)
+        if any(bool(before.won) for before in earlier):
             raise BadRequest("the game is won; it takes no more commands")
-        before, state = state, following
-    assert state is not None
-    said = outcome(before, state, done[-1]) if before is not None else ""
-    return {"done": list(done), "score": score(start, state)._asdict(), "outcome": said,
-            "sharp": as_uri(sharp_picture(start, state))}  # fmt: skip
+        said = outcome(earlier[-1], state, done[-1]) if earlier else ""
+        return {"done": done, "score": score(start, state)._asdict(), "outcome": said,
+                "sharp": as_uri(sharp_picture(start, state))}  # fmt: skip

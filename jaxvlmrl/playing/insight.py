@@ -91,9 +91,13 @@ def other_answers(policy: Policy, ids: jax.Array, valid: jax.Array) -> tuple[jax
     thought = jnp.sum(is_thought(policy, ids, valid)) if policy.thought_tokens else jnp.int32(0)
     behind = jnp.arange(len(ids)) - thought
     is_behind, slot = behind >= 0, jnp.maximum(behind, 0)
-    is_command = is_behind & table_valid[:, slot]
-    fits = thought + jnp.sum(table_valid, axis=-1) <= len(ids)
-    return jnp.where(is_behind, table_ids[:, slot], ids), jnp.where(is_behind, is_command, valid), is_command, fits
+
+    def instead(command_ids: jax.Array, command_valid: jax.Array) -> tuple[jax.Array, ...]:
+        is_command = is_behind & command_valid[slot]
+        fits = thought + jnp.sum(command_valid) <= len(ids)
+        return jnp.where(is_behind, command_ids[slot], ids), jnp.where(is_behind, is_command, valid), is_command, fits
+
+    return jax.vmap(instead)(table_ids, table_valid)
 
 
 def grammar_states(policy: Policy, ids: jax.Array) -> jax.Array:

@@ -24,7 +24,8 @@ from jaxvlmrl.building import image_shape, make_policy, whole_params
 from jaxvlmrl.config import Config, ConfigError
 from jaxvlmrl.models.layers import Params as Weights
 from jaxvlmrl.playing import insight
-from jaxvlmrl.playing.game import OWN, BadRequest, Start, capacity, rules
+from jaxvlmrl.playing.bad_request import BadRequest
+from jaxvlmrl.playing.game import OWN, Start, capacity, rules
 from jaxvlmrl.playing.insight import Given, Insight
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.tomography import grid

@@ -1,11 +1,9 @@
-"""All that the page can ask: a person's game, the model's, everybody's scores on a board, and a GIF to share.
+"""What the page asks beside a person's own game: the model's, everybody's scores on a board, and a GIF to share.
 
-Each question is a method from a request's JSON to an answer's; what cannot be asked raises `BadRequest`. One at a time: it
-is one person's page, and two requests that compile the same function would do so twice.
+Each question is a method from a request's JSON to an answer's; what cannot be asked raises `BadRequest`.
 """
 
 import io
-import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -19,20 +17,20 @@ from envs_jax.players import Player
 from jaxvlmrl import pictures
 from jaxvlmrl.episodes import ENDED, scripted_episode
 from jaxvlmrl.playing import game, model
-from jaxvlmrl.playing.game import OWN, BadRequest, Start, read_done, read_start
+from jaxvlmrl.playing.bad_request import BadRequest
+from jaxvlmrl.playing.game import OWN, Start, one_at_a_time, read_done, read_start
 from jaxvlmrl.playing.model import TURNS, Model, load_model
 
 __all__ = ["Table", "load_model"]
 
 SIZES = (8, 16, 32)  # boards a compiled player has room for
-FIRST = Start("0", 8, 3)  # what the page opens with
 
 
 class Table:
-    """A board with a seat for a person and, where there is a checkpoint, one for its policy."""
+    """A board at which scripted players sit and, where there is a checkpoint, its policy."""
 
     def __init__(self, model: Model | None):
-        self.seated, self._lock = model, threading.Lock()
+        self.seated = model
 
     def about(self) -> dict[str, Any]:
         seated = self.seated
@@ -46,31 +44,18 @@ class Table:
             "window": seated.policy.window,
             "has_critic": seated.critic is not None,
         }
-        return {"first": FIRST._asdict(), "turns": TURNS, "largest": game.LARGEST, "model": told}
+        return {"turns": TURNS, "model": told}
 
     def warm_up(self) -> None:
         """Compiles what the page asks first, in its order."""
-        start = FIRST._asdict()
-        self.person({**start, "done": []})
         if self.seated:
-            self.model({**start, "done": []})
-        self.scores(start)
-
-    def person(self, data: Any) -> dict[str, Any]:
-        """A person's game after `done`, and after the typed `command` where there is one."""
-        start = read_start(data)
-        done = read_done(data)
-        if OWN in done:
-            raise BadRequest("a person's game has commands only")
-        if (typed := data.get("command")) is not None:
-            done = read_done({"done": [*done, typed]})
-        with self._lock:
-            return game.person_view(start, done)
+            self.model(game.FIRST)
+        self.scores(game.FIRST)
 
     def model(self, data: Any) -> dict[str, Any]:
         """The model's game after `done`: commands, or `OWN` where it answered for itself."""
         start, done = read_start(data), read_done(data)
-        with self._lock:
+        with one_at_a_time:
             seated = self._model()
             step = seated.step(start, done)
             return {
@@ -84,7 +69,7 @@ class Table:
     def scores(self, data: Any) -> list[dict[str, Any]]:
         """How the others do on this board, within as many turns each."""
         start = read_start(data)
-        with self._lock:
+        with one_at_a_time:
             found = [{"player": name} | self._scripted(start, player) for name, player in self._players(start).items()]
             if self.seated and start.size <= self.seated.largest:
                 done = self.seated.to_the_end(start)
@@ -95,7 +80,7 @@ class Table:
     def gif(self, data: Any) -> bytes:
         """A game as an animation, a picture a turn with what was done under it."""
         start, done = read_start(data), read_done(data)
-        with self._lock:
+        with one_at_a_time:
             file = io.BytesIO()
             pictures.save_gif([self._film(start, done)], file)
             return file.getvalue()

@@ -13,7 +13,7 @@ const game = {
   model: { done: [], at: 0, played: [] },
   others: [],
 };
-let about = null;
+let about = null; // who else sits at the board; comes after a person can play
 let running = 0; // counts up whenever the model's run to the end is to stop
 
 // Questions
@@ -211,8 +211,10 @@ async function open(start, you = {}, model = {}) {
 /** A game from its start: the person's board first, then the model's, then what the others did. */
 function begin(start, you, model) {
   inTurn(() => open(start, you, model));
-  if (about.model) inTurn(() => (start.size > about.model.largest ? showAbsent(start) : showPresent()), "model-message");
-  inTurn(async () => ((game.others = await ask("scores", game.start)), showScores()));
+  seated.then(() => {
+    if (about.model) inTurn(() => (game.start.size > about.model.largest ? showAbsent() : showPresent()), "model-message");
+    inTurn(async () => ((game.others = await ask("scores", game.start)), showScores()));
+  });
 }
 
 function showAbsent() {
@@ -244,13 +246,14 @@ function write() {
 function read() {
   const fields = new URLSearchParams(location.hash.slice(1));
   const number = (name, otherwise) => (fields.has(name) ? Number(fields.get(name)) : otherwise);
-  const start = { seed: fields.get("seed") ?? about.first.seed, size: number("size", about.first.size), blocks: number("blocks", about.first.blocks) };
+  const first = entered();
+  const start = { seed: fields.get("seed") ?? first.seed, size: number("size", first.size), blocks: number("blocks", first.blocks) };
   const side = (name) => {
     const done = unpacked(fields.get(name));
     return { done, at: Math.min(Math.max(0, Math.trunc(number(`${name}_at`, done.length)) || 0), done.length) };
   };
   const you = { ...side("you"), backs: number("backs", 0) || 0, taken: number("taken", 0) || 0 };
-  begin(start, you, about.model ? side("model") : {});
+  begin(start, you, side("model"));
 }
 
 // Wiring
@@ -286,7 +289,7 @@ function pressed(event) {
   if (!at("keys").checked || isTyping || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   const texts = { ArrowLeft: "left", ArrowRight: "right", ArrowUp: "forward 1" };
   const text = texts[event.key] ?? (/^[1-9]$/.test(event.key) ? `forward ${event.key}` : null);
-  const others = { n: newSeed, m: about.model && (() => ((running += 1), inTurn(modelTurn, "model-message"))), b: about.model && (() => goModel(Math.max(0, game.model.at - 1))) };
+  const others = { n: newSeed, m: about?.model && (() => ((running += 1), inTurn(modelTurn, "model-message"))), b: about?.model && (() => goModel(Math.max(0, game.model.at - 1))) };
   const work = text ? () => command(text) : Object.hasOwn(others, event.key) && others[event.key];
   if (!work) return;
   event.preventDefault();
@@ -332,10 +335,13 @@ function wireModel() {
   for (const id of ["show-heat", "layer"]) on(id, () => inTurn(() => showModel()), "change");
 }
 
-inTurn(async () => {
-  about = await (await fetch("api/about")).json();
-  document.body.classList.toggle("alone", !about.model);
-  wire();
+const hear = async (what) => (await fetch(`api/${what}`)).json();
+
+const seated = hear("about").then((heard) => {
+  about = heard;
   if (about.model) wireModel();
-  read();
 });
+seated.catch(() => say("alert", "The server has gone; its terminal says why."));
+hear("opened").then(({ checkpoint }) => document.body.classList.toggle("alone", !checkpoint));
+wire();
+read();
