@@ -4,9 +4,11 @@ The tiny model, everything but the method the same: world, conversation, optimis
 constant, since runs that end with their steps cannot know how many updates that will be. The entropy bonus is the config's,
 but none for methods of whole episodes where answers are free: their papers have none, and without normalised advantages
 it outweighs them (LOOP, seed 0: 50% with, 62% without). "weak" starts from a short imitation that all methods of a run
-seed share, "random" from random weights with canonical answers, "thinking" from an imitation of thoughts and commands;
+seed share, and so do the "ablations" of VL-DAC; "random" from random weights with canonical answers, "thinking" from an
+imitation of thoughts and commands;
 "long" and "long_small" give games 100 and 40 turns. Finished runs are only read. Writes
-experiments/results/compare_<setting>.json, .md (the table) and .png; --parallel runs go on at once, a core each.
+experiments/results/compare_<setting>.json, .md (the table) and .png of the rows that are finished; --parallel runs go on at
+once, a core each. On a GPU, `--together --nopins` makes one program of a row's seeds (experiments/together.py).
 """
 
 import json
@@ -58,9 +60,9 @@ METHODS = {
     "GiGPO": Method("gigpo"),
 }
 ABLATIONS = {
+    "VL-DAC": METHODS["VL-DAC"],
     "VL-DAC, no warm-up": Method("vl_dac", ("--config.algorithm.warmup_updates=0",)),
     "VL-DAC, no KL": Method("vl_dac", ("--config.algorithm.kl_coef=0.",)),
-    "Odysseus, all advantages": Method("odysseus", ("--config.algorithm.keeps_only_positive=False",)),
     "VL-DAC, shared backbone": Method("vl_dac,value_head"),
     "VL-DAC, shared, no stop-gradient": Method("vl_dac,value_head", ("--config.critic.stop_gradient=False",)),
 }
@@ -68,7 +70,10 @@ LAMBDAS = {
     f"RL4VLM, lambda {value}": Method("rl4vlm", (f"--config.algorithm.thought_coef={value}",))
     for value in (0.2, 0.35, 0.5, 1.0)
 }
-ESTIMATES = {name: (METHODS | ABLATIONS)[name] for name in ("Odysseus", "Odysseus, all advantages")} | {
+ESTIMATES = {
+    "Odysseus": METHODS["Odysseus"],
+    "Odysseus, all advantages": Method("odysseus", ("--config.algorithm.keeps_only_positive=False",)),
+} | {
     f"{name}, the same loss": Method(
         "odysseus",
         (f"--config.algorithm.estimator={estimator}", "--config.algorithm.keeps_only_positive=False"),
@@ -80,9 +85,10 @@ ESTIMATES = {name: (METHODS | ABLATIONS)[name] for name in ("Odysseus", "Odysseu
     )
 }
 SETTINGS = {
-    "weak": Setting("quickstart", 150_000, METHODS | ABLATIONS, imitation=80, is_free=True),
+    "weak": Setting("quickstart", 150_000, METHODS, imitation=80, is_free=True),
+    "ablations": Setting("quickstart", 150_000, ABLATIONS, imitation=80, is_free=True),
     "random": Setting("gridwalker_from_scratch", 500_000, METHODS),
-    "long_small": Setting("gridwalker_long", 500_000, ESTIMATES, base="small"),
+    "long_small": Setting("gridwalker_long", 300_000, ESTIMATES, base="small"),
     "long": Setting("gridwalker_long", 5_000_000, ESTIMATES),
     "thinking": Setting(
         "gridwalker_thinking", 150_000, {"VL-DAC": METHODS["VL-DAC"]} | LAMBDAS, imitation=300, is_free=True
@@ -98,6 +104,9 @@ RUNS = flags.DEFINE_string("runs", "runs/compare", "where the runs live")
 RESULTS = flags.DEFINE_string("results", str(Path(__file__).parent / "results"), "where the record and the figure go")
 PARALLEL = flags.DEFINE_integer("parallel", 2, "runs at once, one core each", lower_bound=1)
 PINS = flags.DEFINE_bool("pins", True, "whether each run has a core of its own; not on a GPU")
+RUN = flags.DEFINE_bool("run", True, "off: only what is finished is read")
+TOGETHER = flags.DEFINE_bool("together", False, "whether a row's seeds are one program")
+OVERRIDES = flags.DEFINE_multi_string("override", [], "a config's field for all runs, rl.validate_every=25 say")
 
 
 class Job(NamedTuple):
@@ -107,8 +116,17 @@ class Job(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        name = self.method.lower().replace(" ", "_").replace(",", "").replace(".", "")
-        return Path(RUNS.value) / f"{self.setting}-{name}-{self.seed}"
+        return Path(f"{prefix(self.setting, self.method)}-{self.seed}")
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder / "summary.json").exists()
+
+
+def prefix(setting: str, method: str) -> Path:
+    """Of a row's folders, before the seed."""
+    name = method.lower().replace(" ", "_").replace(",", "").replace(".", "")
+    return Path(RUNS.value) / f"{setting}-{name}"
 
 
 def methods(setting: str) -> dict[str, Method]:
@@ -118,47 +136,84 @@ def methods(setting: str) -> dict[str, Method]:
     }
 
 
+def finished(setting: str) -> list[str]:
+    """Rows all of whose seeds are."""
+    return [
+        name for name in methods(setting) if all(Job(setting, name, seed).is_finished for seed in SEEDS.value or [])
+    ]
+
+
 # Running
 
 
-def train(folder: Path, *arguments: str, core: int | None = None) -> None:
-    command = [sys.executable, "-m", "jaxvlmrl.train", f"--workdir={folder}", *arguments]
+def call(program: list[str], *arguments: str, core: int | None = None) -> int:
+    """A run's exit code; what it says is in a log beside its folder."""
+    workdir = next(a.partition("=")[2] for a in arguments if a.startswith("--workdir="))
+    log = Path(f"{workdir}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
     pin = (lambda: os.sched_setaffinity(0, {core})) if core is not None and hasattr(os, "sched_setaffinity") else None
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=pin)
+    with log.open("a") as out:
+        command = [sys.executable, *program, *arguments]
+        return subprocess.run(command, check=False, stdout=out, stderr=out, preexec_fn=pin).returncode
 
 
 def start_folder(setting: str, seed: str) -> Path:
-    return Path(RUNS.value) / ("start" if setting == "weak" else f"start_{setting}") / seed
+    start = SETTINGS[setting]
+    return Path(RUNS.value) / f"start_{start.config}_{start.imitation}" / seed
 
 
 def imitate(setting: str, seed: str) -> None:
     start = SETTINGS[setting]
-    train(
-        start_folder(setting, seed), f"--config=configs/{start.config}.py:{start.base}", f"--config.seed={seed}",
+    if (start_folder(setting, seed) / "summary.json").exists():
+        return
+    code = call(
+        ["-m", "jaxvlmrl.train"], f"--workdir={start_folder(setting, seed)}",
+        f"--config=configs/{start.config}.py:{start.base}", f"--config.seed={seed}",
         "--config.rl.num_updates=0", f"--config.imitation.num_updates={start.imitation}",
     )  # fmt: skip
+    if code:
+        sys.exit(f"the start of {setting}, seed {seed}, failed: see {start_folder(setting, seed)}.log")
+
+
+def arguments(setting_name: str, method: str) -> list[str]:
+    """What all seeds of a row are called with."""
+    setting = SETTINGS[setting_name]
+    variant, overrides = setting.methods[method]
+    given = [f"--config=configs/{setting.config}.py:{setting.base},{variant}", *overrides]
+    if setting.is_free and ALGORITHMS[variant.partition(",")[0]].whole_episodes:
+        given.append("--config.algorithm.entropy_coef=0.")
+    given += ["--config.imitation.num_updates=0", f"--config.rl.num_updates={setting.steps // FEWEST_TURNS}"]
+    given += [f"--config.rl.stop_after_turns={setting.steps}", "--config.rl.optimizer.final_share=1."]
+    return given + [f"--config.{override}" for override in OVERRIDES.value or []]
 
 
 def run(job: Job, cores: "Queue[int]") -> None:
-    setting = SETTINGS[job.setting]
-    variant, overrides = setting.methods[job.method]
-    arguments = [
-        f"--config=configs/{setting.config}.py:{setting.base},{variant}",
-        f"--config.seed={job.seed}",
-        *overrides,
-    ]
-    if setting.is_free and ALGORITHMS[variant.partition(",")[0]].whole_episodes:
-        arguments.append("--config.algorithm.entropy_coef=0.")
-    arguments += ["--config.imitation.num_updates=0", f"--config.rl.num_updates={setting.steps // FEWEST_TURNS}"]
-    arguments += [f"--config.rl.stop_after_turns={setting.steps}", "--config.rl.optimizer.final_share=1."]
-    if setting.imitation:
-        arguments.append(f"--config.start_from={start_folder(job.setting, job.seed)}")
+    starts = [f"--config.start_from={start_folder(job.setting, job.seed)}"] if SETTINGS[job.setting].imitation else []
+    given = [f"--workdir={job.folder}", *arguments(job.setting, job.method), f"--config.seed={job.seed}", *starts]
     core = cores.get()
     try:
-        train(job.folder, *arguments, core=core if PINS.value else None)
+        call(["-m", "jaxvlmrl.train"], *given, core=core if PINS.value else None)
     finally:
         cores.put(core)
-    print(f"{job.folder.name}: {read(job)['heldout']['win_rate_greedy']:.1%}", flush=True)
+    tell(job)
+
+
+def run_together(setting: str, method: str) -> None:
+    given = [
+        f"--workdir={prefix(setting, method)}",
+        f"--seeds={','.join(SEEDS.value or [])}",
+        *arguments(setting, method),
+    ]
+    if SETTINGS[setting].imitation:
+        given.append(f"--start_from={start_folder(setting, '{seed}')}")
+    call([str(Path(__file__).with_name("together.py"))], *given)
+    for seed in SEEDS.value or []:
+        tell(Job(setting, method, seed))
+
+
+def tell(job: Job) -> None:
+    found = f"{read(job)['heldout']['win_rate_greedy']:.1%}" if job.is_finished else "failed, see its log"
+    print(f"{job.folder.name}: {found}", flush=True)
 
 
 # Reading
@@ -234,7 +289,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def draw(setting: str, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 5))
-    for index, name in enumerate(methods(setting)):
+    for index, name in enumerate(finished(setting)):
         curves = [curve(Job(setting, name, seed)) for seed in SEEDS.value or []]
         grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 50)
         rates = np.array([np.interp(grid, *each) for each in curves])
@@ -250,7 +305,10 @@ def draw(setting: str, path: Path) -> None:
 
 def write(setting: str) -> None:
     """compare_<setting>.json, .md and .png, from finished runs."""
-    rows = [record(setting, name) for name in methods(setting)]
+    rows = [record(setting, name) for name in finished(setting)]
+    if not rows:
+        print(f"{setting}: no row is finished")
+        return
     path = lambda ending: Path(str(RESULTS.value)) / f"compare_{setting}.{ending}"
     path("json").write_text(json.dumps(rows, indent=1) + "\n")
     path("md").write_text(table(rows) + "\n")
@@ -258,17 +316,25 @@ def write(setting: str) -> None:
     print(f"\n{setting} start\n\n{table(rows)}")
 
 
-def main(_: list[str]) -> None:
-    seeds, settings = list(SEEDS.value or []), list(CHOSEN.value or [])
-    for setting in settings:
-        for seed in seeds if SETTINGS[setting].imitation else []:
-            imitate(setting, seed)
-    cores: Queue[int] = Queue()
-    for core in range(PARALLEL.value):
-        cores.put(core)
-    jobs = [Job(setting, name, seed) for setting in settings for seed in seeds for name in methods(setting)]
+def run_all(settings: list[str], seeds: list[str]) -> None:
     with ThreadPoolExecutor(PARALLEL.value) as pool:
-        list(pool.map(lambda job: run(job, cores), jobs))
+        starts = [(setting, seed) for setting in settings if SETTINGS[setting].imitation for seed in seeds]
+        list(pool.map(lambda start: imitate(*start), starts))
+        if TOGETHER.value:
+            rows = [(setting, name) for setting in settings for name in methods(setting)]
+            list(pool.map(lambda row: run_together(*row), rows))
+        else:
+            cores: Queue[int] = Queue()
+            for core in range(PARALLEL.value):
+                cores.put(core)
+            jobs = [Job(setting, name, seed) for setting in settings for seed in seeds for name in methods(setting)]
+            list(pool.map(lambda job: run(job, cores), jobs))
+
+
+def main(_: list[str]) -> None:
+    settings = list(CHOSEN.value or [])
+    if RUN.value:
+        run_all(settings, list(SEEDS.value or []))
     for setting in settings:
         write(setting)
 

@@ -1,9 +1,22 @@
 #!/usr/bin/env bash
-# Methods side by side on a GPU: bash experiments/gpu_compare.sh, from the repository's root, figures under $OUT.
-# The small settings fit into minutes; `long` is 24 x 24 with 100 turns, five million steps a run.
+# Methods side by side on a GPU: bash experiments/gpu_compare.sh [SECONDS], from the repository's root; figures under $OUT.
+# A row's seeds are one program (together.py), rows are processes beside each other that share the card. Take at most three
+# at once: nine on 16 cores compiled for 380 s, and together they made 30,000 steps a second. What is not finished after
+# SECONDS is left for the next call. `long` (24 x 24, 100 turns, five million steps a run) is a call of its own:
+# bash experiments/gpu_compare.sh 3600 long.
 . experiments/gpu_setup.sh
-for settings in weak,random,thinking long; do
-  python experiments/compare.py --settings="$settings" --seeds=0,1,2 --parallel=1 --nopins --runs="$OUT/compare" \
-    --results="$OUT" | tee "$OUT/compare_$settings.txt"
-done
-find "$OUT/compare" -name checkpoints -exec rm -rf {} +
+export XLA_PYTHON_CLIENT_PREALLOCATE=false
+unset XLA_PYTHON_CLIENT_MEM_FRACTION
+seconds=${1:-3000}
+groups=${2:-random weak,ablations thinking,long_small}
+compare() {
+  python experiments/compare.py --settings="$1" --together --nopins --parallel="${PARALLEL:-3}" --runs=runs/compare \
+    --override=rl.validate_every=25 --override=rl.microbatches=1 --results="$OUT" "${@:2}"
+}
+for group in $groups; do compare "$group" & done
+waited=0
+while [ -n "$(jobs -rp)" ] && [ "$waited" -lt "$seconds" ]; do sleep 5; waited=$((waited + 5)); done
+pkill -f experiments/compare.py; pkill -f experiments/together.py; wait
+for group in $groups; do compare "$group" --norun; done 2>&1 | tee "$OUT/compare.txt"
+(cd runs/compare && tar czf "$OUT/compare_runs.tar.gz" --exclude=best --exclude=tensorboard --exclude=checkpoints \
+  --exclude=games.json --exclude='*.gif' --exclude='*.png' .)

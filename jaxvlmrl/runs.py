@@ -97,10 +97,7 @@ class Run:
         shapes = {"arrays": like}
         if critic_like is not None and (self.folder / "checkpoints" / str(row) / "critic").exists():
             shapes["critic"] = critic_like
-        restored = {
-            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, shape))
-            for name, shape in shapes.items()
-        }
+        restored = {name: ocp.args.StandardRestore(wanted_here(shape)) for name, shape in shapes.items()}
         with readable(self.folder / "checkpoints"):
             found = self._checkpoints.restore(row, args=ocp.args.Composite(**restored))
             return found["arrays"], found["critic"] if "critic" in shapes else None
@@ -224,8 +221,7 @@ def newest_row(path: Path) -> int | None:
 
 def read_arrays(path: Path, row: int, like: Any) -> Any:
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return checkpointer.restore((path / str(row) / "default").absolute(), abstract)
+        return checkpointer.restore((path / str(row) / "default").absolute(), wanted_here(like))
 
 
 def read_frozen(folder: Path, like: Any) -> Any | None:
@@ -234,7 +230,13 @@ def read_frozen(folder: Path, like: Any) -> Any | None:
     if not path.exists():
         return None
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path.absolute(), jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+        return checkpointer.restore(path.absolute(), wanted_here(like))
+
+
+def wanted_here(like: Any) -> Any:
+    """Shapes and types of arrays on this machine's device, wherever they were saved: a GPU's checkpoint opens on a CPU."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
 
 
 def open_checkpoints(path: Path, keep: int) -> ocp.CheckpointManager:

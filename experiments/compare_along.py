@@ -1,0 +1,78 @@
+"""Runs of compare.py along the way: `python experiments/compare_along.py --setting=random --upto=230000 [--runs=DIR]`.
+
+For runs that were cut off before their end (a lent machine, a full disk): validation win rates of 256 games, interpolated at
+`--upto` environment steps, and the area up to there. Rows of which a seed has not come so far are left out. Writes
+experiments/results/compare_<setting>_along.json, with the curves in it, .md and .png.
+"""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import compare
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import app, flags
+
+SETTING = flags.DEFINE_enum("setting", "random", list(compare.SETTINGS), "of compare.py")
+UPTO = flags.DEFINE_integer("upto", 230_000, "environment steps", lower_bound=1)
+MACHINE = flags.DEFINE_string("machine", "", "what the runs were made on, for the record")
+
+
+def record(name: str, seeds: list[str]) -> dict[str, Any]:
+    """A row's figures, one of each seed; a policy of random weights wins nothing before its first validation."""
+    curves = [compare.curve(compare.Job(SETTING.value, name, seed)) for seed in seeds]
+    along = np.linspace(0, UPTO.value, 1001)
+    at = lambda curve, steps: np.interp(steps, np.append(0, curve[0]), np.append(0.0, curve[1]))
+    return {
+        "method": name, "steps": UPTO.value, "machine": MACHINE.value,
+        "validation": [float(at(curve, UPTO.value)) for curve in curves],
+        "area": [float(np.mean(at(curve, along))) for curve in curves],
+        "curves": [[[int(x), float(y)] for x, y in zip(*curve)] for curve in curves],
+    }  # fmt: skip
+
+
+def has_come_far(name: str, seeds: list[str]) -> bool:
+    jobs = [compare.Job(SETTING.value, name, seed) for seed in seeds]
+    has_begun = all((job.folder / "metrics.jsonl").exists() for job in jobs)
+    return has_begun and all(compare.curve(job)[0][-1] >= UPTO.value for job in jobs)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [["method", f"validation win rate at {UPTO.value // 1000}k steps", "of each seed", "area under the curve"]]
+    lines.append(["---"] * len(lines[0]))
+    for row in rows:
+        shares = " ".join(f"{x:.1%}" for x in row["validation"])
+        lines.append([row["method"], compare.interval(row["validation"]), shares, compare.interval(row["area"])])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    figure, axis = plt.subplots(figsize=(8, 5))
+    for index, row in enumerate(rows):
+        for number, curve in enumerate(row["curves"]):
+            steps, rates = np.asarray([[0, 0.0], *curve]).T
+            axis.plot(steps / 1e3, rates, color=f"C{index}", alpha=0.8, label=None if number else row["method"])
+    axis.axvline(UPTO.value / 1e3, color="grey", linewidth=0.8)
+    axis.set(title=f"{SETTING.value} start, a line a run seed", xlabel="environment steps (thousands)")
+    axis.set_ylabel("validation win rate")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="x-small")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main(_: list[str]) -> None:
+    seeds = list(compare.SEEDS.value or [])
+    rows = [record(name, seeds) for name in compare.methods(SETTING.value) if has_come_far(name, seeds)]
+    rows.sort(key=lambda row: -statistics.mean(row["area"]))
+    path = lambda ending: Path(str(compare.RESULTS.value)) / f"compare_{SETTING.value}_along.{ending}"
+    path("json").write_text(json.dumps(rows) + "\n")
+    path("md").write_text(table(rows) + "\n")
+    draw(rows, path("png"))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    app.run(main)
