@@ -142,6 +142,6 @@ def listen(port: int) -> socket.socket:
 
 def make_server(app: Starlette) -> QuietServer:
     settings: dict[str, Any] = {"log_level": "warning", "access_log": False, "date_header": False, "lifespan": "off"}
-    return QuietServer(uvicorn.Config(app, loop="asyncio", http="h11", ws="none", timeout_graceful_shutdown=2, **settings))
-
-
+    return QuietServer(
+        uvicorn.Config(app, loop="asyncio", http="h11", ws="none", timeout_graceful_shutdown=2, **settings)
+    )

@@ -29,6 +29,8 @@ LONGEST_SEED, LONGEST_COMMAND, MOST_COMMANDS = 200, 100, 500
 OWN = "*"  # in place of a command: what the policy answers there
 FIRST = {"seed": "0", "size": 8, "blocks": 3, "done": []}  # what the page opens with
 
+WON = "the game is won; it takes no more commands"
+
 one_at_a_time = threading.Lock()  # two requests that need the same function would compile it twice
 
 
@@ -90,7 +92,9 @@ class Rules(NamedTuple):
 
 @cache
 def rules(env: GridWalker) -> Rules:
-    return Rules(jax.jit(env.init_from_hash), jax.jit(env.transition), jax.jit(lambda state: env.observe(state)["image"]))
+    return Rules(
+        jax.jit(env.init_from_hash), jax.jit(env.transition), jax.jit(lambda state: env.observe(state)["image"])
+    )
 
 
 def capacity(blocks: int) -> int:
@@ -180,16 +184,30 @@ def outcome(before: State, after: State, command: str) -> str:
 
 
 def person(data: Any) -> dict[str, Any]:
-    """A person's game after `done`, and after the typed `command` where there is one. Raises `BadRequest`."""
+    """A person's game after `done`, and after the typed `command` where there is one, which the game may refuse.
+
+    Raises `BadRequest` for a game that cannot be.
+    """
     start, done = read_start(data), read_done(data)
     if OWN in done:
         raise BadRequest("a person's game has commands only")
-    if (typed := data.get("command")) is not None:
-        done = read_done({"done": [*done, typed]})
     with one_at_a_time:
         *earlier, state = states(start, done)
         if any(bool(before.won) for before in earlier):
-            raise BadRequest("the game is won; it takes no more commands")
-        said = outcome(earlier[-1], state, done[-1]) if earlier else ""
-        return {"done": done, "score": score(start, state)._asdict(), "outcome": said,
-                "sharp": as_uri(sharp_picture(start, state))}  # fmt: skip
+            raise BadRequest(WON)
+        if (typed := data.get("command")) is None:
+            return person_view(start, done, earlier[-1] if earlier else None, state)
+        try:
+            command = canonical(typed)
+        except BadRequest as refusal:
+            return {"refused": str(refusal)}
+        if bool(state.won):
+            return {"refused": WON}
+        after = obey(people_env(start), start, state, parse_command(command))
+        return person_view(start, (*done, command), state, after)
+
+
+def person_view(start: Start, done: tuple[str, ...], before: State | None, state: State) -> dict[str, Any]:
+    said = "" if before is None else outcome(before, state, done[-1])
+    standing = {"done": done, "score": score(start, state)._asdict(), "outcome": said}
+    return standing | {"sharp": as_uri(sharp_picture(start, state))}

@@ -25,7 +25,7 @@ from jaxvlmrl.config import Config, ConfigError
 from jaxvlmrl.models.layers import Params as Weights
 from jaxvlmrl.playing import insight
 from jaxvlmrl.playing.bad_request import BadRequest
-from jaxvlmrl.playing.game import OWN, Start, capacity, rules
+from jaxvlmrl.playing.game import OWN, WON, Start, capacity, rules
 from jaxvlmrl.playing.insight import Given, Insight
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.tomography import grid
@@ -103,7 +103,7 @@ class Model:
 
     def _next(self, start: Start, step: Step, what: str) -> Step:
         if step.said is None:
-            raise BadRequest("the game is won; it takes no more commands")
+            raise BadRequest(WON)
         if what == OWN:
             action, conversation = int(step.said.action), step.after
         else:

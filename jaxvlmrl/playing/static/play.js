@@ -82,10 +82,11 @@ function command(text) {
   return inTurn(async () => {
     const { you } = game;
     const view = await ask("person", { ...game.start, done: you.done.slice(0, you.at), command: text });
+    if (view.refused) return say("you-message", view.refused);
     if (you.at < you.done.length) you.backs += 1;
     remember("person" + JSON.stringify({ ...game.start, done: view.done }), view);
     Object.assign(you, { done: view.done, at: view.done.length });
-    await showYou();
+    return showYou();
   }, "you-message");
 }
 
@@ -145,8 +146,10 @@ async function modelTurn() {
 
 function modelToTheEnd() {
   const mine = (running += 1);
-  const next = () => inTurn(async () => mine === running && (await modelTurn()) && next(), "model-message");
-  next();
+  const next = async () => {
+    if (mine === running && (await modelTurn())) inTurn(next, "model-message"); // and other things come in between
+  };
+  inTurn(next, "model-message");
 }
 
 function takeOver() {
@@ -204,6 +207,7 @@ async function open(start, you = {}, model = {}) {
   game.model = { done: turns, at: model.at ?? turns.length, played: [] };
   game.others = [];
   for (const name of ["seed", "size", "blocks"]) at(name).value = start[name];
+  limitBlocks();
   game.you.score = (await look("person", done)).score;
   await showYou();
 }
@@ -264,8 +268,13 @@ function entered() {
   return { seed: at("seed").value, size: at("size").valueAsNumber, blocks: at("blocks").valueAsNumber };
 }
 
+/** The game's own limit, so that a form that cannot be played is not sent. */
+function limitBlocks() {
+  at("blocks").max = Math.floor(at("size").valueAsNumber ** 2 / 4) || 0;
+}
+
 function newSeed() {
-  begin({ ...entered(), seed: String(Math.floor(Math.random() * 100000)) });
+  if (at("board").reportValidity()) begin({ ...entered(), seed: String(Math.floor(Math.random() * 100000)) });
 }
 
 async function save(done) {
@@ -299,6 +308,7 @@ function pressed(event) {
 function wire() {
   on("board", (event) => (event.preventDefault(), begin(entered())), "submit");
   on("random", newSeed);
+  on("size", limitBlocks, "input");
   on("typed", (event) => {
     event.preventDefault();
     if (at("command").value.trim()) command(at("command").value);
