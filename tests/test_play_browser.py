@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-playwright = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright: the extra `test`")
+pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright: the extra `test`")
 pytest.importorskip("starlette", reason="the page's server needs the extra: serve")
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -110,7 +110,7 @@ def test_going_back_and_on_from_there(opened: Watched):
     tab.keyboard.press("ArrowRight")
     opened.says("#you-at", "3 of 3")
     assert opened.list("#you-turns") == ["left", "left", "right"]
-    opened.says("#scores .mine", "went back 1×")
+    opened.says("#scores .mine", "went back once")
     again = Watched(tab.context.browser, tab.url)  # pyright: ignore[reportArgumentType]
     again.says("#you-at", "3 of 3")
     assert again.list("#you-turns") == ["left", "left", "right"], "an address is a game"
@@ -156,7 +156,7 @@ def test_other_boards(opened: Watched):
     tab.get_by_label("Size").fill("12")
     tab.get_by_label("Seed", exact=True).fill("snow ☃")
     tab.get_by_role("button", name="Play", exact=True).click()
-    opened.says("#model-status", "boards up to 8 × 8")
+    opened.says("#model-status", "boards up to 8 by 8")
     expect(tab.locator("#model-picture")).not_to_be_visible()
     tab.get_by_label("Size").fill("2")
     tab.get_by_role("button", name="Play", exact=True).click()

@@ -6,7 +6,6 @@ Loopback only. What answers may still be loading when a question comes; it is an
 import asyncio
 import json
 import socket
-
 from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType

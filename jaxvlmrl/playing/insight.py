@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from jaxvlmrl.acting import Conversation
@@ -25,9 +26,9 @@ RIVALS = 4  # tokens shown beside the one that was said
 class Given(NamedTuple):
     """Somebody else's answer, G tokens; it counts where `counts`."""
 
-    ids: jax.Array  # [G] int32
-    valid: jax.Array  # [G] bool
-    counts: jax.Array  # bool
+    ids: jax.Array | np.ndarray  # [G] int32
+    valid: jax.Array | np.ndarray  # [G] bool
+    counts: bool
 
 
 class Insight(NamedTuple):
@@ -84,8 +85,10 @@ def turn(
 
 
 def other_answers(policy: Policy, ids: jax.Array, valid: jax.Array) -> tuple[jax.Array, ...]:
-    """(ids, valid, which tokens are the command's [actions, G], whether it fits [actions]): an answer [G] with every action's
-    command in place of its own."""
+    """An answer [G] with every action's command in place of its own.
+
+    (ids, valid, which tokens are the command's, all [actions, G]; whether it fits [actions])
+    """
     texts = [policy.env.answer_text(action) for action in policy.env.actions()]
     table_ids, table_valid = map(jnp.asarray, policy.chat.answer_table(texts))
     thought = jnp.sum(is_thought(policy, ids, valid)) if policy.thought_tokens else jnp.int32(0)

@@ -22,6 +22,7 @@ from jaxvlmrl import runs
 from jaxvlmrl.acting import Conversation
 from jaxvlmrl.building import image_shape, make_policy, whole_params
 from jaxvlmrl.config import Config, ConfigError
+from jaxvlmrl.conversation import Place, Ring
 from jaxvlmrl.models.layers import Params as Weights
 from jaxvlmrl.playing import insight
 from jaxvlmrl.playing.bad_request import BadRequest
@@ -29,7 +30,6 @@ from jaxvlmrl.playing.game import OWN, WON, Start, capacity, rules
 from jaxvlmrl.playing.insight import Given, Insight
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.tomography import grid
-from jaxvlmrl.conversation import Place, Ring
 
 TURNS = 50  # the original harness's limit
 REMEMBERED = 1 << 28  # bytes of conversations
@@ -52,6 +52,7 @@ class Model:
     def __init__(self, name: str, config: Config, policy: Policy, params: Weights, critic: Weights | None):
         if not isinstance(config.env, GridWalker):
             raise ConfigError(f"the page shows GridWalker; this checkpoint plays {config.env.name}")
+        self.board = config.env  # the one it was trained on
         self.name, self.config, self.policy, self.params, self.critic = name, config, policy, params, critic
         self.most_turns = policy.chat.max_turns
         self._turn = jax.jit(partial(insight.turn, policy))
@@ -60,11 +61,11 @@ class Model:
 
     @property
     def largest(self) -> int:
-        return self.config.env.max_size
+        return self.board.max_size
 
     def env(self, start: Start) -> GridWalker:
         """The environment it looks at: its own, with room for the blocks."""
-        return dataclasses.replace(self.config.env, max_blocks=capacity(start.blocks))
+        return dataclasses.replace(self.board, max_blocks=capacity(start.blocks))
 
     def env_params(self, start: Start) -> Params:
         return dataclasses.replace(
@@ -117,7 +118,7 @@ class Model:
         if bool(state.won):
             return Step(state, before, image, None, None, before)
         budget = self.policy.chat.max_answer_tokens
-        nothing = Given(np.zeros(budget, np.int32), np.zeros(budget, bool), np.bool_(False))
+        nothing = Given(np.zeros(budget, np.int32), np.zeros(budget, bool), False)
         said, after = self._turn(self.params, before, image, nothing)
         said = jax.tree.map(np.asarray, said)
         value = None
@@ -133,7 +134,7 @@ class Model:
             ids, valid = chat.answer_table([env.answer_text(parse_command(command))])
         except ValueError:
             raise BadRequest(f"“{command}” is longer than the model's answers can be") from None
-        given = Given(ids[0], valid[0], np.bool_(True))
+        given = Given(ids[0], valid[0], True)
         return self._turn(self.params, step.before, step.image, given)[1]
 
     def _remember(self, key: tuple[Start, tuple[str, ...]], step: Step) -> None:

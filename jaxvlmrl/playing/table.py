@@ -38,7 +38,7 @@ class Table:
             "name": seated.name,
             "image": list(seated.policy.model.image_shape),
             "largest": seated.largest,
-            "blocks": seated.config.env.max_blocks,
+            "blocks": seated.board.max_blocks,
             "turns": seated.most_turns,
             "layers": seated.config.model.text.num_layers,
             "window": seated.policy.window,

@@ -186,7 +186,7 @@ function steps(side, here, length) {
 
 function showScores() {
   const { you, others } = game;
-  const notes = [you.taken && `after ${plural(you.taken, "command")} of the model`, you.backs && `went back ${you.backs}×`].filter(Boolean);
+  const notes = [you.taken && `after ${plural(you.taken, "command")} of the model`, you.backs && `went back ${you.backs === 1 ? "once" : `${you.backs} times`}`].filter(Boolean);
   const player = notes.length ? `you (${notes.join(", ")})` : "you";
   draw.scores([...(you.score ? [{ ...you.score, player, isMine: true, isUnderWay: !you.score.won }] : []), ...others]);
 }
@@ -223,7 +223,7 @@ function begin(start, you, model) {
 
 function showAbsent() {
   at("model").classList.add("absent");
-  at("model-status").textContent = `${about.model.name} was made for boards up to ${about.model.largest} × ${about.model.largest}; on this one you play without it.`;
+  at("model-status").textContent = `${about.model.name} was made for boards up to ${about.model.largest} by ${about.model.largest}; on this one you play without it.`;
 }
 
 function showPresent() {
