@@ -140,8 +140,9 @@ def test_the_model_step_by_step_and_taking_turns_with_it(opened: Watched):
     tab.keyboard.press("ArrowRight")
     opened.says("#you-at", "2 of 2")
     tab.get_by_role("button", name="Let the model go on").click()
-    opened.says("#model-message", "It says `forward 1`")
+    opened.says("#model-at", "2 of 2")
     assert opened.list("#model-turns") == ["forward 3", "right"]
+    opened.says("#model-message", "It says `forward 1`")
     tab.keyboard.press("m")
     opened.says("#model-message", "Won in 3 commands")
     with tab.expect_download() as download:

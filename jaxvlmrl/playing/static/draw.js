@@ -126,7 +126,7 @@ export function heat(attention, [rows, columns], layer, isShown) {
   of.forEach((weight, token) => image.data.set([...colour((weight - low) / span), 255], 4 * token));
   canvas.getContext("2d").putImageData(image, 0, 0);
   canvas.hidden = !isShown;
-  at("on-picture").textContent = `${percent(of.reduce((sum, weight) => sum + weight, 0))} of its attention is on the picture`;
+  at("on-picture").textContent = `${percent(of.reduce((sum, weight) => sum + weight, 0))} of its attention on the picture`;
 }
 
 const mean = (list) => list.reduce((sum, value) => sum + value, 0) / list.length;

@@ -118,7 +118,7 @@ function sentence({ score, said }, isOver) {
 
 function showSaid(view, isFresh) {
   const { said } = view;
-  for (const id of ["tokens", "rivals", "actions"]) at(id).hidden = !said;
+  at("said").hidden = !said;
   at("heat").hidden = true;
   at("on-picture").textContent = "";
   if (said) {
