@@ -95,4 +95,6 @@ def failed(loading: Loading) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    code = main(sys.argv)
+    sys.stdout.flush()
+    os._exit(code)  # what is being compiled in the other thread would abort the interpreter's own way out
