@@ -30,7 +30,7 @@ GAMES, ORDER, ADAPTERS = 0x6A3E5, 0x0D3E, 0x10FA  # folded into the run's key: d
 
 
 class Phase(NamedTuple):
-    """A part of training. `State` is any pytree with the policy's parameters in its field `policy`."""
+    """A part of training. `State` is any pytree with a policy's parameters in `policy`, and a critic's in `critic` too."""
 
     name: str
     num_updates: int

@@ -123,25 +123,29 @@ def play_scripted(
     turns = int(env_params.max_turns)
 
     def one(number: jax.Array, key: jax.Array):
-        state = env.init_from_number(number, env_params)
-
-        def turn(carry, key: jax.Array):
-            state, memory = carry
-            action, memory = player.act(env, key, state, memory)
-            state, _, terminated, truncated, info = env.transition(key, state, action, env_params)
-            return (state, memory), (action, terminated | truncated, info)
-
-        _, (actions, is_done, info) = jax.lax.scan(
-            turn, (state, player.start(env, state)), jax.random.split(key, turns)
-        )
-        was_done, won, turns_played, efficiency = outcomes(is_done, info)
-        return won, turns_played, efficiency, jnp.where(was_done, ENDED, actions)
+        return scripted_episode(player, env, env_params, turns, env.init_from_number(number, env_params), key)
 
     keys = jax.random.split(key, len(numbers))
     found = jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(numbers, keys))
     nothing = np.zeros((len(numbers), turns, 0))
     won, turns_played, efficiency, actions = found
     return Episodes(numbers, won, turns_played, efficiency, actions, nothing.astype(np.int32), nothing.astype(bool))
+
+
+def scripted_episode(
+    player: Player, env: TextEnvironment, env_params: EnvParams, turns: int, state: State, key: jax.Array
+) -> tuple[jax.Array, ...]:
+    """(won, turns, efficiency, actions [turns]) of a scripted player from a first state on."""
+
+    def turn(carry, key: jax.Array):
+        state, memory = carry
+        action, memory = player.act(env, key, state, memory)
+        state, _, terminated, truncated, info = env.transition(key, state, action, env_params)
+        return (state, memory), (action, terminated | truncated, info)
+
+    _, (actions, is_done, info) = jax.lax.scan(turn, (state, player.start(env, state)), jax.random.split(key, turns))
+    was_done, won, turns_played, efficiency = outcomes(is_done, info)
+    return won, turns_played, efficiency, jnp.where(was_done, ENDED, actions)
 
 
 # What is said of episodes

@@ -80,12 +80,16 @@ def captioned(image: np.ndarray, title: str, text: str) -> Image.Image:
 
 def episode_gif(env: TextEnvironment, env_params: EnvParams, games: Sequence[Game], path: Path | BinaryIO) -> None:
     """Games side by side; one that is over shows its end until all are."""
-    films = episode_frames(env, env_params, games)
+    save_gif(episode_frames(env, env_params, games), path)
+
+
+def save_gif(films: Sequence[Sequence[Image.Image]], path: Path | BinaryIO) -> None:
+    """Films side by side; one that is over shows its last picture until all are."""
     length = max(map(len, films))
     width, height = films[0][0].size
     sheets = []
     for time in range(length + 1):  # the last picture stands twice as long
-        sheet = Image.new("RGB", (len(games) * (width + 8) - 8, height), PAPER)
+        sheet = Image.new("RGB", (len(films) * (width + 8) - 8, height), PAPER)
         for column, film in enumerate(films):
             sheet.paste(film[min(time, len(film) - 1)], (column * (width + 8), 0))
         sheets.append(sheet.quantize(128))

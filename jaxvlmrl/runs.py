@@ -4,6 +4,7 @@
     metrics.jsonl    one row an update, the source of truth; TensorBoard events in tensorboard/ are drawn from it
     checkpoints/     everything a run needs to go on, by row; an unfinished save is never taken for one
     best/            the policy that the validation seeds chose
+    critic/          the critic of that moment, where it was in reinforcement learning; under the same row as best/
     frozen/          parameters that are not trained, where they came from another run (`config.start_from`)
     summary.json     written when the run is finished, with curve.png and episodes.gif
 
@@ -51,6 +52,7 @@ class Run:
         self._claim(config)
         self._checkpoints = open_checkpoints(folder / "checkpoints", keep=2)
         self._best = open_checkpoints(folder / "best", keep=1)
+        self._critic = open_checkpoints(folder / "critic", keep=1)
         self._metrics = (folder / "metrics.jsonl").open("a")
         self._tensorboard: SummaryWriter | None = None
 
@@ -88,31 +90,40 @@ class Run:
             data = self._checkpoints.restore(step, args=args)["position"]
             return Position(**data | {"best_score": tuple(data["best_score"])})
 
-    def restore(self, like: Any) -> Any:
-        """The newest checkpoint's arrays, in the shape of `like`."""
+    def restore(self, like: Any, critic_like: Any | None = None) -> tuple[Any, Any | None]:
+        """The newest checkpoint's arrays, in the shape of `like`, and the best policy's critic where there is one in it."""
         row = self._checkpoints.latest_step()
         assert row is not None
-        abstract = wanted_here(like)
+        shapes = {"arrays": like}
+        if critic_like is not None and (self.folder / "checkpoints" / str(row) / "critic").exists():
+            shapes["critic"] = critic_like
+        restored = {name: ocp.args.StandardRestore(wanted_here(shape)) for name, shape in shapes.items()}
         with readable(self.folder / "checkpoints"):
-            args = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
-            return self._checkpoints.restore(row, args=args)["arrays"]
+            found = self._checkpoints.restore(row, args=ocp.args.Composite(**restored))
+            return found["arrays"], found["critic"] if "critic" in shapes else None
 
-    def save(self, position: Position, arrays: Any) -> None:
+    def save(self, position: Position, arrays: Any, critic: Any | None = None) -> None:
         """A checkpoint; the two newest are kept. The metrics up to it are on the disk first."""
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
         position = position._replace(made_on=this_machine())
-        data = ocp.args.Composite(position=ocp.args.JsonSave(position._asdict()), arrays=ocp.args.StandardSave(arrays))
+        parts = {"arrays": arrays} if critic is None else {"arrays": arrays, "critic": critic}
+        saved = {name: ocp.args.StandardSave(part) for name, part in parts.items()}
+        data = ocp.args.Composite(position=ocp.args.JsonSave(position._asdict()), **saved)
         if position.row not in self._checkpoints.all_steps():
             self._checkpoints.save(position.row, args=data)
 
-    def save_best(self, position: Position, policy: Any) -> None:
-        """The policy alone, in best/, in place of every other that is there."""
-        for row in self._best.all_steps():
-            if row > position.best_row:  # of rows that were cut
-                self._best.delete(row)
-        if position.best_row not in self._best.all_steps():
-            self._best.save(position.best_row, args=ocp.args.StandardSave(policy))
+    def save_best(self, position: Position, policy: Any, critic: Any | None = None) -> None:
+        """The policy alone, in best/, and its critic in critic/, in place of every other that is there.
+
+        The critic first: whoever finds a policy finds the critic of its row or none (`read_critic`).
+        """
+        for kept, what in ((self._critic, critic), (self._best, policy)):
+            for row in kept.all_steps():
+                if row > position.best_row or what is None:  # of rows that were cut, or of another policy
+                    kept.delete(row)
+            if what is not None and position.best_row not in kept.all_steps():
+                kept.save(position.best_row, args=ocp.args.StandardSave(what))
 
     def keep_frozen(self, frozen: Any) -> None:
         """What is never trained, once: the run it came from may change or go away."""
@@ -164,6 +175,7 @@ class Run:
         self._metrics.close()
         self._checkpoints.close()
         self._best.close()
+        self._critic.close()
         self._lock.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
@@ -190,13 +202,26 @@ def read_config(folder: Path) -> Config:
 
 def read_policy(folder: Path, like: Any) -> Any:
     """A run directory's best policy, in the shape of `like`. Raises `ConfigError` where there is none that fits."""
-    path = folder / "best"
-    rows = [int(saved.name) for saved in path.glob("*") if saved.name.isdigit()]
-    if not rows:
+    row = newest_row(folder / "best")
+    if row is None:
         raise ConfigError(f"{folder} has no checkpoint yet: nothing in it has been validated")
+    return read_arrays(folder / "best", row, like)
+
+
+def read_critic(folder: Path, like: Any) -> Any | None:
+    """The critic of a run's best policy, in the shape of `like`; None where the run has kept none."""
+    row = newest_row(folder / "critic")
+    return None if row is None or row != newest_row(folder / "best") else read_arrays(folder / "critic", row, like)
+
+
+def newest_row(path: Path) -> int | None:
+    """Of what is saved in a folder by rows."""
+    return max((int(saved.name) for saved in path.glob("*") if saved.name.isdigit()), default=None)
+
+
+def read_arrays(path: Path, row: int, like: Any) -> Any:
     with readable(path), ocp.StandardCheckpointer() as checkpointer:
-        abstract = wanted_here(like)
-        return checkpointer.restore((path / str(max(rows)) / "default").absolute(), abstract)
+        return checkpointer.restore((path / str(row) / "default").absolute(), wanted_here(like))
 
 
 def read_frozen(folder: Path, like: Any) -> Any | None:

@@ -64,7 +64,7 @@ def read_observation(
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, past: tuple[KeyValue, KeyValue]):
         kv = heads_first(k, v)
         seen = causal[:, -q.shape[1] :]
-        out = attend_parts(q, [*_past_parts(past, ring, q.shape[1]), (kv, seen)])
+        out = attend_parts(q, [*past_parts(past, ring, q.shape[1]), (kv, seen)])
         return out, jax.tree.map(lambda a: jnp.pad(a, ((0, 0), (0, 0), (0, budget), (0, 0))), kv)
 
     hidden, kv = policy.model.decode(params, x, positions, list(zip(prefix, ring.kv)), attend, lambda x: x[:, -1:])
@@ -89,7 +89,7 @@ def attention(
     causal = jnp.tril(jnp.ones((slots, slots), bool))[None] & valid[:, None, :]
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, past: tuple[KeyValue, KeyValue]):
-        parts = [*_past_parts(past, ring, slots), (heads_first(k, v), causal)]
+        parts = [*past_parts(past, ring, slots), (heads_first(k, v), causal)]
         of_heads = rearrange(attention_weights(q, parts), "b k g q s -> b (k g) q s")
         return attend_parts(q, parts), of_heads[..., -slots:]
 
@@ -97,7 +97,7 @@ def attention(
     return jnp.stack(policy.model.decode(params, x, positions, list(zip(prefix, ring.kv)), attend)[1])
 
 
-def _past_parts(past: tuple[KeyValue, KeyValue], ring: Ring, length: int):
+def past_parts(past: tuple[KeyValue, KeyValue], ring: Ring, length: int):
     """What every token of a turn may look at: the conversation's start and the turns before."""
     start, turns = past
     batch, slots = ring.valid.shape
@@ -153,7 +153,7 @@ def _feed(
         *past, kv = kept
         new = heads_first(k, v)
         kv = jax.tree.map(lambda a, b: jax.lax.dynamic_update_slice_in_dim(a, b, slot, axis=2), kv, new)
-        return attend_parts(q, [*_past_parts(tuple(past), ring, 1), (kv, valid[:, None, :])]), kv
+        return attend_parts(q, [*past_parts(tuple(past), ring, 1), (kv, valid[:, None, :])]), kv
 
     x = policy.model.embed(params, ids)[:, None, :]
     hidden, kv = policy.model.decode(params, x, positions, list(zip(prefix, ring.kv, state.kv)), attend)

@@ -36,6 +36,7 @@ class Progress(NamedTuple):
     position: Position
     best: Params  # what is trained of the policy that validation chose; the next phase starts from it
     before: Params  # the one this phase started from
+    critic: Params | None = None  # of the best policy's moment, where there was one
 
 
 class Stopped(Exception):
@@ -106,7 +107,7 @@ class Loop(NamedTuple):
                 update_started = time.time()
                 state, metrics = step(state, frozen, jax.random.fold_in(key, update), jnp.int32(update))
                 row = plain(metrics) | (at_start if update == 0 else {})
-                progress, row = self.note(phase, progress, state.policy, row, time.time() - update_started)
+                progress, row = self.note(phase, progress, state, row, time.time() - update_started)
                 tell(bar, phase, progress.position, row)
                 is_last = phase.is_over(update + 1, progress.position.phase_turns)
                 self.save_if_due(progress, state, is_last)
@@ -119,16 +120,18 @@ class Loop(NamedTuple):
         position = progress.position
         state = jax.jit(phase.init)(progress.best, jax.random.fold_in(key, phase.num_updates))
         if position.phase == index and position.row:
-            state, best, before = self.run.restore((state, progress.best, progress.before))
+            arrays, critic = self.run.restore((state, progress.best, progress.before), self.critic_of(state))
+            state, best, before = arrays
             say(f"goes on with {phase.name} after update {position.update} of {phase.num_updates}")
             if position.made_on != this_machine():
                 say(f"the checkpoint is of another machine ({position.made_on}): the run goes on, bits may differ")
             if position.best_row or self.config.start_from:
-                self.run.save_best(position, best)
-            return state, Progress(position, best, before)
-        return state, Progress(position._replace(phase=index, update=0, phase_turns=0), progress.best, progress.best)
+                self.run.save_best(position, best, critic)
+            return state, Progress(position, best, before, critic)
+        at_start = position._replace(phase=index, update=0, phase_turns=0)
+        return state, Progress(at_start, progress.best, progress.best, progress.critic)
 
-    def note(self, phase: Phase, progress: Progress, policy: Params, row: Row, seconds: float) -> tuple[Progress, Row]:
+    def note(self, phase: Phase, progress: Progress, state: Any, row: Row, seconds: float) -> tuple[Progress, Row]:
         """The progress after one more update, which is written down, and validated if it is its turn."""
         at = progress.position
         turns = int(row.pop("rollout/turns", phase.turns_per_update))
@@ -142,7 +145,7 @@ class Loop(NamedTuple):
         progress = progress._replace(position=at)
         if at.update % phase.validate_every == 0 or phase.is_over(at.update, at.phase_turns):
             measure = self.probe if phase.probe else self.validate
-            progress, found = measure(phase, progress, policy)
+            progress, found = measure(phase, progress, state.policy, self.critic_of(state))
             row |= found
         row["time/wall_s"] = self.wall_s()
         row["time/share_train_step"] = seconds / max(row["time/wall_s"] - at.wall_s, seconds)
@@ -151,7 +154,9 @@ class Loop(NamedTuple):
         self.run.write(at.row - 1, row)
         return progress._replace(position=progress.position._replace(wall_s=self.wall_s())), row
 
-    def validate(self, phase: Phase, progress: Progress, policy: Params) -> tuple[Progress, Row]:
+    def validate(
+        self, phase: Phase, progress: Progress, policy: Params, critic: Params | None = None
+    ) -> tuple[Progress, Row]:
         """Greedy play on the validation seeds; the best policy so far is kept.
 
         Where the phase says so, the newest one is, unless it is clearly worse: the best of many measurements of a few
@@ -163,13 +168,15 @@ class Loop(NamedTuple):
         score = (found["win_rate"], -found["mean_turns"] if found["wins"] else 0.0)
         best = progress.position.best_score
         if score > best or (phase.keeps_newest and not is_clearly_worse(score[0], best[0], found["episodes"])):
-            kept = jax.tree.map(jnp.copy, policy)
+            kept, kept_critic = jax.tree.map(jnp.copy, (policy, critic))
             position = progress.position._replace(best_score=max(score, best), best_row=progress.position.row)
-            progress = Progress(position, kept, progress.before)
-            self.run.save_best(position, kept)
+            progress = Progress(position, kept, progress.before, kept_critic)
+            self.run.save_best(position, kept, kept_critic)
         return progress, {f"validation/{name}": found[name] for name in names}
 
-    def probe(self, phase: Phase, progress: Progress, policy: Params) -> tuple[Progress, Row]:
+    def probe(
+        self, phase: Phase, progress: Progress, policy: Params, critic: Params | None = None
+    ) -> tuple[Progress, Row]:
         """What a phase measures in place of games, on the validation seeds; it is the newest policy that is kept."""
         kept = jax.tree.map(jnp.copy, policy)
         position = progress.position._replace(
@@ -183,10 +190,14 @@ class Loop(NamedTuple):
         assert phase.probe is not None
         return {f"{when}/{name}": x for name, x in plain(phase.probe(joined(policy, self.evaluator.frozen))).items()}
 
+    def critic_of(self, state: Any) -> Params | None:
+        """What judges in reinforcement learning; methods that ask no critic train none."""
+        return getattr(state, "critic", None) if self.config.algorithm.uses_critic else None
+
     def save_if_due(self, progress: Progress, state: Any, is_last: bool) -> None:
         is_stopped = self.stop.signal is not None
         if is_last or is_stopped or progress.position.update % self.config.checkpoint_every == 0:
-            self.run.save(progress.position, (state, progress.best, progress.before))
+            self.run.save(progress.position, (state, progress.best, progress.before), progress.critic)
         if is_stopped:
             raise Stopped
 

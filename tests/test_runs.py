@@ -34,14 +34,17 @@ def go(folder: Path, *overrides: str) -> dict:
 
 
 def arrays_of(folder: Path) -> list[np.ndarray]:
-    """Everything in the newest checkpoint and the best policy."""
+    """Everything in the newest checkpoint, the best policy and its critic."""
     import orbax.checkpoint as ocp
 
     newest = lambda name: max(int(path.name) for path in (folder / name).iterdir() if path.name.isdigit())
     paths = (
         folder / "checkpoints" / str(newest("checkpoints")) / "arrays",
+        folder / "checkpoints" / str(newest("checkpoints")) / "critic",
         folder / "best" / str(newest("best")) / "default",
+        folder / "critic" / str(newest("critic")) / "default",
     )
+    assert newest("critic") == newest("best")
     with ocp.StandardCheckpointer() as checkpointer:
         trees = [checkpointer.restore(path.absolute()) for path in paths]
     return [np.asarray(leaf) for leaf in jax.tree.leaves(trees)]
