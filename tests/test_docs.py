@@ -71,6 +71,7 @@ OTHERWISE = {  # prefix of a command: why neither a test nor the script runs it
     "pip install": "of something that is not needed to use the package",
     "python -m jaxvlmrl.train --config=configs/smolvlm_256m_gridwalker_vl_dac.py": "needs published weights, and a GPU",
     "python -m jaxvlmrl.train --config=configs/qwen3_vl_2b_gridwalker_vl_dac.py": "needs published weights, and a GPU",
+    "python -m jaxvlmrl.plan --config=configs/smolvlm_256m_gridwalker_vl_dac.py": "needs published weights",
     "python -m jaxvlmrl.train --config=configs/smollm2_135m_gridwalker.py": "takes an hour, and SmolLM2's wheel",
 }
 
@@ -145,13 +146,13 @@ def in_small(command: Command, tmp: Path) -> list[str]:
     return [*words, *(word.format(tmp=tmp) for word in SMALLER[command.program])]
 
 
-def runs_a_config_alone(command: Command) -> bool:
-    """tests/test_configs.py runs every config's `:tiny`, tests/test_runs.py the quickstart's."""
-    return command.program == "jaxvlmrl.train" and command.flags == ["config"] and ":" not in command.text
+def is_of_a_config(command: Command) -> bool:
+    """Training and nothing else: tests/test_configs.py and test_every_algorithm.py run the `:tiny` of every config."""
+    return command.program == "jaxvlmrl.train" and all(flag.startswith("config") for flag in command.flags)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", [t for t, c in by_text().items() if is_run_here(c) and not runs_a_config_alone(c)])
+@pytest.mark.parametrize("text", [t for t, c in by_text().items() if is_run_here(c) and not is_of_a_config(c)])
 def test_commands_run(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     command = by_text()[text]
     monkeypatch.chdir(ROOT)

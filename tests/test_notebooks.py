@@ -20,7 +20,9 @@ def test_notebook_is_clean(path: Path):
     assert not any(cell.outputs or cell.execution_count for cell in code)
     source = "\n".join(cell.source for cell in code)
     for line in source.splitlines():
-        assert not line.startswith(("import jax", "from jax", "import envs_jax", "from envs_jax")), "it takes the device"
+        assert not line.startswith(("import jax", "from jax", "import envs_jax", "from envs_jax")), (
+            "it takes the device"
+        )
     assert path.read_text() == json.dumps(json.loads(path.read_text()), indent=1, ensure_ascii=False) + "\n"
 
 
