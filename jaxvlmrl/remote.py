@@ -113,11 +113,10 @@ class Evaluation:
         """No further request is made; those under way are waited for."""
         return self.refusal is not None or self.lost_in_a_row >= LOST_IN_A_ROW
 
-    async def play(self, seed: int) -> None:
-        """An episode to its end, from wherever its transcript stands."""
+    async def play(self, seed: int, played: list[Line]) -> None:
+        """An episode to its end, after the turns that were played."""
         from jaxvlmrl.remote_endpoint import GaveUp, Refused
 
-        played = turns_of(self.transcripts.read(seed))
         if self.is_stopped or is_over(played, self.setup.turns):
             return
         try:
@@ -154,8 +153,9 @@ class Evaluation:
         self.lost_in_a_row = 0
         return {
             "turn": turn, "answer": reply.text, "action": self.board.env.parse_answer(reply.text),
-            "prompt_tokens": reply.prompt_tokens, "completion_tokens": reply.completion_tokens,
-            "latency_s": reply.latency_s, "failures": reply.failures, "started": started, "ended": time.time(),
+            "finish_reason": reply.finish_reason, "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": reply.completion_tokens, "latency_s": reply.latency_s, "failures": reply.failures,
+            "started": started, "ended": time.time(),
         }  # fmt: skip
 
 
@@ -179,10 +179,11 @@ def play(board: Board, setup: Setup, running: Running, folder: Path, seeds: Sequ
     except ImportError as error:
         raise ConfigError("a remote model is played through httpx: pip install 'jaxvlmrl[remote]'") from error
     endpoint = Endpoint(setup.base_url, running.timeout_s, running.retries, running.backoff_s)
-    transcripts = Transcripts(folder, setup, running._asdict())
+    transcripts = Transcripts(folder, setup, running._asdict() | {"seeds": [seeds[0], seeds[-1]]})
     evaluation = Evaluation(board, transcripts, endpoint)
     try:
-        asyncio.run(_play_all(evaluation, seeds, running.concurrency))
+        played = {seed: turns_of(transcripts.read(seed)) for seed in seeds}
+        asyncio.run(_play_all(evaluation, played, running.concurrency))
         found = {seed: transcripts.read(seed) for seed in seeds}
     except KeyboardInterrupt:
         raise Unfinished("stopped; the same command goes on from here") from None
@@ -197,15 +198,15 @@ def play(board: Board, setup: Setup, running: Running, folder: Path, seeds: Sequ
     return found
 
 
-async def _play_all(evaluation: Evaluation, seeds: Sequence[int], concurrency: int) -> None:
+async def _play_all(evaluation: Evaluation, played: dict[int, list[Line]], concurrency: int) -> None:
     free = asyncio.Semaphore(concurrency)
 
     async def play(seed: int) -> None:
         async with free:
-            await evaluation.play(seed)
+            await evaluation.play(seed, played[seed])
 
     async with evaluation.endpoint:
-        await asyncio.gather(*map(play, seeds))
+        await asyncio.gather(*map(play, played))
 
 
 # Flags

@@ -47,6 +47,7 @@ class Reply(NamedTuple):
     text: str
     prompt_tokens: int | None
     completion_tokens: int | None
+    finish_reason: str | None
     latency_s: float  # of the try that was answered
     failures: list[str]  # of the tries before
 
@@ -61,7 +62,7 @@ class Endpoint:
             raise ConfigError(f"{KEY} holds characters that no key has")
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         self.url = f"{base_url.rstrip('/')}/chat/completions"
-        self._client = httpx.AsyncClient(headers=headers, timeout=timeout_s, limits=httpx.Limits())
+        self._client = httpx.AsyncClient(headers=headers, timeout=timeout_s, limits=httpx.Limits())  # as many as ask
 
     async def __aenter__(self) -> "Endpoint":
         return self
@@ -104,10 +105,12 @@ class Endpoint:
     def _read(self, response: httpx.Response) -> Reply:
         try:
             data = response.json()
-            message = data["choices"][0]["message"]
+            choice = data["choices"][0]
+            message = choice["message"]
             text = in_words(message.get("content")) or in_words(message.get("refusal"))
             usage = data.get("usage") or {}
-            return Reply(text, count(usage.get("prompt_tokens")), count(usage.get("completion_tokens")), 0.0, [])
+            tokens = [count(usage.get(f"{kind}_tokens")) for kind in ("prompt", "completion")]
+            return Reply(text, *tokens, choice.get("finish_reason"), 0.0, [])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise Again(f"a reply that is no chat completion{self._said(response)}") from error
 

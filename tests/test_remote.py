@@ -99,6 +99,7 @@ def test_an_answer_that_cannot_be_read_or_is_refused_costs_its_turn(board: remot
     with serving(lambda messages: next(replies)) as server:
         (lines,) = play(board, server, tmp_path, seeds=[0]).values()
     assert [line["action"] for line in lines] == [-1, -1, 2, 0, -1, 1]
+    assert {line["finish_reason"] for line in lines} == {"stop"}
     assert [line["accepted"] for line in lines] == [False, False, False, True, False, True]
     assert not lines[-1]["won"]
     sent = server.requests[-1]["messages"]
@@ -225,6 +226,7 @@ def test_as_many_episodes_at_once_as_asked_for(board: remote.Board, tmp_path: Pa
     def meet(n: int, messages: Any) -> None:
         if n < 3:
             together.wait()
+            time.sleep(0.5)  # time for a fourth
 
     with serving(lambda messages: "`left`", meet) as server:
         play(board, server, tmp_path, seeds=range(7), running=Running(3, 0, 30.0, 0.01), turns=2)
