@@ -41,7 +41,8 @@ def table(summaries: list[dict[str, Any]]) -> str:
         low, high = after["ci95"]
         lines.append([
             str(s["seed"]), f"{before['win_rate_greedy']:.1%}" if before else "-", f"{after['win_rate_greedy']:.1%}",
-            f"{low:.1%} to {high:.1%}", f"{after['win_rate_sampled']:.1%}", f"{after['mean_turns']:.2f}",
+            f"{low:.1%} to {high:.1%}", f"{after['win_rate_sampled']:.1%}",
+            "-" if after["mean_turns"] is None else f"{after['mean_turns']:.2f}",
             f"{s['losses_removed']:.0%}" if s.get("losses_removed") is not None else "-",
             f"{s['published_seeds']['wins']} of {s['published_seeds']['episodes']}",
             f"{s['win_rate_blank_images']:.1%} / {s['win_rate_shuffled_images']:.1%}", f"{s['wall_s']:.0f} s",

@@ -4,7 +4,7 @@ An episode's name is a number, its environment's seed. One compiled program serv
 that see another picture than their own: blank ones, or a neighbour's. A player that wins with those does not look.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -155,11 +155,19 @@ def games(episodes: Episodes, policy: Policy) -> list[Game]:
     """The episodes, turn by turn until each ended."""
 
     def answer(index: int, turn: int) -> str:
-        if not episodes.answer_ids.size:
-            return policy.env.answer_text(int(episodes.actions[index, turn]))
-        return policy.chat.tokenizer.decode(
-            episodes.answer_ids[index, turn][episodes.answer_valid[index, turn]].tolist()
-        )
+        kept = episodes.answer_ids[index, turn][episodes.answer_valid[index, turn]]
+        return policy.chat.tokenizer.decode(kept.tolist())
+
+    return told(episodes, answer) if episodes.answer_ids.size else scripted_games(episodes, policy.env)
+
+
+def scripted_games(episodes: Episodes, env: TextEnvironment) -> list[Game]:
+    """The same of a scripted player."""
+    return told(episodes, lambda index, turn: env.answer_text(int(episodes.actions[index, turn])))
+
+
+def told(episodes: Episodes, answer: Callable[[int, int], str]) -> list[Game]:
+    """Games whose answers are `answer(index, turn)`."""
 
     def game(index: int) -> Game:
         turns = int(episodes.turns[index])

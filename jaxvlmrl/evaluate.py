@@ -4,10 +4,14 @@ The published protocol of the board game is its default: seeds '0' to '19' at th
 what chance, full knowledge and looking are worth, and what the checkpoint does, also with pictures that are not its own.
 `--base=DIR` sets another checkpoint beside it, with as many samples: does training find what sampling would have found?
 A second table splits the win rates by what tells the episodes apart.
+
+`--policy=openai --base_url=https://HOST/v1 --model=NAME [--seeds=0:20] [--turns=50]` plays with a model behind an endpoint
+in the checkpoint's place (`remote.py`); the key is the environment's OPENAI_API_KEY. docs/evaluating.md has the other flags.
 """
 
 import dataclasses
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +22,22 @@ from absl import flags
 from envs_jax.environment import Params as EnvParams
 from envs_jax.environment import TextEnvironment
 from envs_jax.players import RandomPlayer
-from jaxvlmrl import acting, command_line, runs
+from jaxvlmrl import acting, command_line, remote, remote_transcripts, runs
 from jaxvlmrl.building import image_shape, make_policy
 from jaxvlmrl.config import ConfigError
-from jaxvlmrl.episodes import Episodes, Evaluator, games, pass_at_k, play_scripted, summarise
-from jaxvlmrl.policy import Policy
+from jaxvlmrl.episodes import (
+    Episodes,
+    Evaluator,
+    Game,
+    games,
+    pass_at_k,
+    play_scripted,
+    scripted_games,
+    summarise,
+)
+
+OF_A_CHECKPOINT = ("checkpoint", "base", "samples")  # flags that say nothing of a remote model
+LEFT_UNFINISHED = 1  # exit code
 
 
 class Entry(NamedTuple):
@@ -31,7 +46,7 @@ class Entry(NamedTuple):
     name: str
     figures: dict[str, float]
     episodes: Episodes
-    policy: Policy  # whose words its answers are
+    games: list[Game]
 
 
 def evaluate(actor: acting.Actor, seeds: range, turns: int, samples: int, key: jax.Array) -> list[Entry]:
@@ -39,9 +54,8 @@ def evaluate(actor: acting.Actor, seeds: range, turns: int, samples: int, key: j
     env_params = dataclasses.replace(actor.config.env_params, max_turns=turns)
     config = dataclasses.replace(actor.config, env_params=env_params)
     policy = make_policy(config)  # is there room for so many turns?
-    entry = lambda name, episodes: Entry(name, summarise(episodes), episodes, policy)
-    players = {"random": RandomPlayer()} | config.env.players()
-    rows = [entry(name, play_scripted(player, config.env, env_params, seeds, key)) for name, player in players.items()]
+    entry = lambda name, episodes: Entry(name, summarise(episodes), episodes, games(episodes, policy))
+    rows = scripted(config.env, env_params, seeds, key)
     evaluator = Evaluator(policy, env_params, min(config.evaluation.batch, len(seeds)))
     play = lambda greedy, eyes="own", index=0: evaluator.play(
         actor.params, seeds, jax.random.fold_in(key, index), greedy, eyes
@@ -55,6 +69,15 @@ def evaluate(actor: acting.Actor, seeds: range, turns: int, samples: int, key: j
         rows.append(sampled)
     other_eyes = ("blank", "shuffled") if len(seeds) > 1 else ("blank",)
     rows += [entry(f"checkpoint, {eyes} images", play(True, eyes)) for eyes in other_eyes]
+    return rows
+
+
+def scripted(env: TextEnvironment, env_params: EnvParams, seeds: range, key: jax.Array) -> list[Entry]:
+    """The rows that tell what a win rate is worth."""
+    rows = []
+    for name, player in ({"random": RandomPlayer()} | env.players()).items():
+        episodes = play_scripted(player, env, env_params, seeds, key)
+        rows.append(Entry(name, summarise(episodes), episodes, scripted_games(episodes, env)))
     return rows
 
 
@@ -122,19 +145,23 @@ def as_json(rows: list[Entry]) -> list[dict[str, Any]]:
     """The table with every episode: its seed, its outcome, and what was answered in each turn."""
 
     return [
-        {"player": name} | figures | {"games": [game._asdict() for game in games(episodes, policy)]}
-        for name, figures, episodes, policy in rows
+        {"player": name} | figures | {"games": [game._asdict() for game in games]} for name, figures, _, games in rows
     ]
 
 
 def define(values: flags.FlagValues) -> None:
+    players = ["checkpoint", "openai"]
+    flags.DEFINE_enum("policy", "checkpoint", players, "openai: a model behind an endpoint", flag_values=values)
     flags.DEFINE_string("checkpoint", None, "a run directory", flag_values=values)
     flags.DEFINE_string("base", None, "another one to set beside it", flag_values=values)
     flags.DEFINE_string("seeds", "0:20", "first:end, the end not included", flag_values=values)
-    flags.DEFINE_integer("turns", 10, "turn limit of an episode", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "turns", None, "of an episode at most: 10, or 50 for a remote model", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_integer("samples", 8, "episodes a seed with sampled answers", lower_bound=0, flag_values=values)
     flags.DEFINE_integer("key", 0, "of all that is random", flag_values=values)
     flags.DEFINE_string("json", None, "where to write every episode", flag_values=values)
+    remote.define(values)
 
 
 def read_seeds(text: str) -> range:
@@ -148,25 +175,63 @@ def main(argv: list[str]) -> int:
     if "--help" in argv:
         print(__doc__)
         return 0
-    given: dict[str, Any] = command_line.parse(argv, define).flag_values_dict()
-    if given["checkpoint"] is None:
-        raise ConfigError("say which run to evaluate: --checkpoint=runs/quickstart-0")
-    seeds, turns = read_seeds(given["seeds"]), given["turns"]
+    values = command_line.parse(argv, define)
+    given: dict[str, Any] = values.flag_values_dict()
+    seeds = read_seeds(given["seeds"])
     if given["json"] and not Path(given["json"]).absolute().parent.is_dir():
         raise ConfigError(f"--json={given['json']} is in a folder that does not exist")
-    actor = acting.load_policy(given["checkpoint"])
-    key = jax.random.key(given["key"])
+    is_remote = given["policy"] == "openai"
+    refuse(values, OF_A_CHECKPOINT if is_remote else remote.flag_names(), given["policy"])
+    try:
+        rows = (evaluate_remote if is_remote else evaluate_checkpoint)(given, seeds)
+    except remote.Unfinished as reason:
+        print(f"jaxvlmrl.evaluate: {reason}", file=sys.stderr)
+        return LEFT_UNFINISHED
+    if given["json"]:
+        runs.write_json(Path(given["json"]), as_json(rows))
+    return 0
+
+
+def refuse(values: flags.FlagValues, names: Iterable[str], policy: str) -> None:
+    """Raises `ConfigError` where a flag is given that the policy makes no use of."""
+    for name in names:
+        if values[name].present:
+            raise ConfigError(f"--{name} says nothing of --policy={policy}")
+
+
+def evaluate_checkpoint(given: dict[str, Any], seeds: range) -> list[Entry]:
+    """Plays, prints the tables, returns the rows."""
+    if given["checkpoint"] is None:
+        raise ConfigError("say which run to evaluate: --checkpoint=runs/quickstart-0")
+    actor, turns, key = acting.load_policy(given["checkpoint"]), given["turns"] or 10, jax.random.key(given["key"])
     rows = evaluate(actor, seeds, turns, given["samples"], key)
     if given["base"]:
         base = evaluate(beside(actor, acting.load_policy(given["base"])), seeds, turns, given["samples"], key)
         named = lambda row: row._replace(name=row.name.replace("checkpoint", "base"))
         rows += [named(row) for row in base if row.name.startswith("checkpoint")]
-    print(f"{actor.config.env.name}, seeds {seeds.start} to {seeds.stop - 1}, at most {turns} turns")
-    texts = table(rows), split(rows, actor.config.env, actor.config.env_params), thoughts(rows)
-    print("\n\n".join(filter(None, texts)))
-    if given["json"]:
-        runs.write_json(Path(given["json"]), as_json(rows))
-    return 0
+    show(rows, actor.config.env, actor.config.env_params, seeds, turns)
+    return rows
+
+
+def evaluate_remote(given: dict[str, Any], seeds: range) -> list[Entry]:
+    """The same of a model behind an endpoint, and what its requests came to."""
+    setup = remote.setup_from(given, given["turns"] or 50)
+    board = remote.Board(setup)
+    transcripts = remote.play(board, setup, remote.running_from(given), remote.folder_from(given), seeds)
+    episodes = remote_transcripts.as_episodes(transcripts, setup.turns)
+    used = remote_transcripts.usage(transcripts, given["price_in"], given["price_out"])
+    figures = summarise(episodes) | used
+    figures["tokens_per_turn"] = used["completion_tokens"] / episodes.turns.sum()
+    rows = scripted(board.env, board.params, seeds, jax.random.key(given["key"]))
+    rows.append(Entry(setup.model, figures, episodes, remote_transcripts.as_games(transcripts)))
+    show(rows, board.env, board.params, seeds, setup.turns)
+    print(f"\n{remote.in_words(used)}")
+    return rows
+
+
+def show(rows: list[Entry], env: TextEnvironment, env_params: EnvParams, seeds: range, turns: int) -> None:
+    print(f"{env.name}, seeds {seeds.start} to {seeds.stop - 1}, at most {turns} turns")
+    print("\n\n".join(filter(None, (table(rows), split(rows, env, env_params), thoughts(rows)))))
 
 
 if __name__ == "__main__":

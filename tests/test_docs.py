@@ -1,18 +1,22 @@
 """What the documentation shows works, and every complaint of the watchdog is explained."""
 
+import importlib
 import re
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from jaxvlmrl import command_line
 from jaxvlmrl.watchdog import Watchdog
-
-ROOT = Path(__file__).parent.parent
+from tests import documented
+from tests.documented import ROOT, Command
+from tests.endpoint import serving
 
 
 def blocks(name: str) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(), flags=re.MULTILINE | re.DOTALL)
+    return documented.python_blocks((ROOT / name).read_text())
 
 
 def test_extending_is_followed_to_the_letter():
@@ -49,3 +53,112 @@ def test_every_complaint_has_a_heading():
     explained = {heading for heading in headings for line in said if re.match(rf"{heading}\b", line)}
     assert len(said) == 10
     assert explained == headings - {"Others"}, said
+
+
+# Commands
+
+SCRIPT = (ROOT / "experiments" / "readme_commands.sh").read_text()
+SMALLER = {  # what the slow test adds to a command; the last of two equal flags counts
+    "jaxvlmrl.train": ["--workdir={tmp}/run"],
+    "jaxvlmrl.evaluate": ["--seeds=0:2", "--turns=2", "--json={tmp}/games.json"],
+    "jaxvlmrl.report": ["--to={tmp}/report.html"],
+    "jaxvlmrl.plan": ["--nocompile"],
+    "jaxvlmrl.export": ["--to={tmp}/exported"],
+}
+OTHERWISE = {  # prefix of a command: why neither a test nor the script runs it
+    "python3 -m venv": "an installation: .ci/run makes one from the README's second block",
+    ".venv/bin/pip install": "the same",
+    "pip install": "of something that is not needed to use the package",
+    "python -m jaxvlmrl.train --config=configs/smolvlm_256m_gridwalker_vl_dac.py": "needs published weights, and a GPU",
+    "python -m jaxvlmrl.train --config=configs/qwen3_vl_2b_gridwalker_vl_dac.py": "needs published weights, and a GPU",
+    "python -m jaxvlmrl.plan --config=configs/smolvlm_256m_gridwalker_vl_dac.py": "needs published weights",
+    "python -m jaxvlmrl.train --config=configs/smollm2_135m_gridwalker.py": "takes an hour, and SmolLM2's wheel",
+}
+
+
+def by_text() -> dict[str, Command]:
+    return {command.text: command for command in documented.commands()}
+
+
+def is_run_here(command: Command) -> bool:
+    return command.program in SMALLER and not any(command.text.startswith(prefix) for prefix in OTHERWISE)
+
+
+def has_a_place(command: Command) -> bool:
+    """Run by a test, by the script, or listed with the reason why not."""
+    if is_run_here(command) or any(command.text.startswith(prefix) for prefix in OTHERWISE):
+        return True
+    if command.program == "pytest":
+        return True  # by the suite itself; its files are looked for below
+    if command.program.startswith("jaxvlmrl."):  # a server, say, that no command line ends
+        return any(command.program in path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    return re.search(rf"^ *run {re.escape(command.text)}( -- .*)?$", SCRIPT, flags=re.MULTILINE) is not None
+
+
+def test_every_command_has_a_place():
+    found = by_text()
+    assert len(found) > 20, "the collection works"
+    homeless = {command.page: text for text, command in found.items() if not has_a_place(command)}
+    assert not homeless, f"name them in experiments/readme_commands.sh, or in one of the tables above: {homeless}"
+    unused = [prefix for prefix in OTHERWISE if not any(text.startswith(prefix) for text in found)]
+    assert not unused, f"no longer documented: {unused}"
+
+
+@pytest.mark.parametrize("text", by_text())
+def test_every_flag_and_file_of_a_command_exists(text: str):
+    """Configs are read with their overrides, so a field that is gone fails too."""
+    command = by_text()[text]
+    if command.program == "pytest":
+        assert all((ROOT / word).is_file() for word in command.arguments if word.startswith("tests/"))
+    elif command.program.startswith("jaxvlmrl.") or command.program.endswith((".py", ".sh")):
+        plain = [flag for flag in command.flags if not flag.startswith("config.")]
+        assert set(plain) <= documented.flags_of(command.program), command.page
+        if config := [word for word in command.arguments if word.startswith("--config")]:
+            command_line.read_config(["x", *config], lambda values: None)
+
+
+def test_the_script_names_no_command_that_is_not_documented():
+    named = re.findall(r"^ *run (python .*?)(?: --( .*)?)?$", SCRIPT, flags=re.MULTILINE)
+    assert named
+    assert {text for text, _ in named} <= set(by_text())
+    for text, smaller in named:
+        given = Command("the script", f"{text} {smaller}")
+        assert set(given.flags) <= documented.flags_of(given.program)
+
+
+def test_every_python_block_is_executed_by_a_test():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    with_blocks = [path for path in documented.pages() if documented.python_blocks(path.read_text())]
+    assert all(f'blocks("{path.relative_to(ROOT).as_posix()}")' in tests for path in with_blocks)
+
+
+def in_small(command: Command, tmp: Path) -> list[str]:
+    """The arguments of a command made small: the config's `:tiny`, the policy that ships with the repository."""
+    words = [re.sub(r"runs/[\w-]+|^RUN$|(?<==)DIR$", "experiments/quickstart", word) for word in command.arguments]
+    words = [re.sub(r"(?<==)(FILE|FOLDER)$", f"{tmp}/new", word) for word in words]
+    if command.program == "jaxvlmrl.train":
+        tiny = lambda config: config if config.endswith("tiny") else f"{config}{',' if ':' in config else ':'}tiny"
+        words = [tiny(word) if word.startswith("--config=") else word for word in words]
+    if command.program == "jaxvlmrl.evaluate" and "--policy=openai" not in words:
+        words.append("--samples=1")
+    if command.program == "jaxvlmrl.export":  # that policy has no adapters; tests/test_export_and_plan.py exports some
+        words.remove("--adapters")
+    return [*words, *(word.format(tmp=tmp) for word in SMALLER[command.program])]
+
+
+def is_of_a_config(command: Command) -> bool:
+    """Training and nothing else: tests/test_configs.py and test_every_algorithm.py run the `:tiny` of every config."""
+    return command.program == "jaxvlmrl.train" and all(flag.startswith("config") for flag in command.flags)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [t for t, c in by_text().items() if is_run_here(c) and not is_of_a_config(c)])
+def test_commands_run(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    command = by_text()[text]
+    monkeypatch.chdir(ROOT)
+    main = importlib.import_module(command.program).main
+    started = [time.time()] if command.program == "jaxvlmrl.train" else []
+    with serving(lambda messages: "`left`") as server:
+        words = [word.replace("https://HOST/v1", server.url) for word in in_small(command, tmp_path)]
+        code = main([command.program, *words], *started)
+    assert code == 0 or (code == 1 and command.program == "jaxvlmrl.plan"), "1: it does not fit"
