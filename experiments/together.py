@@ -72,7 +72,7 @@ def learn(
         for index, (loop, at) in enumerate(zip(loops, progress)):
             if not phase.is_over(update, at.position.phase_turns):
                 row = {name: float(values[index]) for name, values in metrics.items()}
-                progress[index], _ = loop.note(phase, at, one_of(state.policy, index), row, seconds)
+                progress[index], _ = loop.note(phase, at, one_of(state, index), row, seconds)
         if all(phase.is_over(update + 1, at.position.phase_turns) for at in progress):
             break
     return progress
