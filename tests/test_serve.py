@@ -8,9 +8,11 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -217,7 +219,7 @@ def wrong_requests() -> Iterator[tuple[str, bytes, dict[str, str]]]:
     talks: list[Any] = [
         [], [{}], [1], [None], ["hi"], [{"role": "user"}], [{"role": "user", "content": []}], [user("no picture")],
         [user(data_uri(noise(1, (32, 32))[0]), data_uri(noise(1, (32, 32))[0]))], [assistant("first")],
-        [picture, assistant("last")], [picture, assistant("a"), assistant("b"), picture], [picture] * 10_000,
+        [picture, assistant("last")], [picture, assistant("a"), assistant("b"), picture],
         [user("x")] * 10_000, [user("\ud800"), picture],
         [picture, {"role": "system", "content": "late"}], [{"role": "tool", "content": "x"}, picture],
         [{"role": "wizard", "content": "x"}], [{"role": ["user"], "content": "x"}], [{"role": "user", "content": 5}],
@@ -231,13 +233,12 @@ def wrong_requests() -> Iterator[tuple[str, bytes, dict[str, str]]]:
     ]  # fmt: skip
     yield from ((CHAT, of(messages=talk), {}) for talk in talks)
     # Pictures.
-    bomb = Image.new("1", (30_000, 30_000))
     urls = [
         "http://127.0.0.1:1/x.png", "https://example.com/x.png", "file:///etc/passwd", "data:", "data:,", "data:image/png,x",
         "data:image/png;base64,", "data:image/png;base64,????", "data:image/png;base64,AAAA", "data:text/html;base64,AAAA",
         uri(b"GIF89a" + png), uri(png, "image/gif"), uri(png, "image/svg+xml"), uri(png, "image/jpeg"), uri(png[:-200]),
-        uri(png[:33]), uri(b"\x00" * 1000), uri(b"\xff\xd8\xff" + b"\x00" * 500, "image/jpeg"), data_uri(bomb),
-        data_uri(Image.new("L", (5000, 5000))), uri(b"\x00" * (9 << 20)), uri(png) + "!", uri(png)[:-2], "", "x", " data:",
+        uri(png[:33]), uri(b"\x00" * 1000), uri(b"\xff\xd8\xff" + b"\x00" * 500, "image/jpeg"), uri(claimed(30_000, 30_000)),
+        uri(claimed(5000, 5000)), uri(b"\x00" * (9 << 20)), uri(png) + "!", uri(png)[:-2], "", "x", " data:",
         uri(b"RIFF\x00\x00\x00\x00WEBP", "image/webp"), uri(b"%!PS-Adobe-3.0 EPSF-3.0\n", "image/png"),
     ]  # fmt: skip
     with_url = lambda url: [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
@@ -269,6 +270,13 @@ def wrong_requests() -> Iterator[tuple[str, bytes, dict[str, str]]]:
     heads = [{"Content-Type": "text/plain"}, {"Content-Type": ""}, {"Content-Type": "multipart/form-data"}]
     heads += [{"Host": "evil.example"}, {"Host": ""}, {"Host": "127.0.0.1.evil.example"}]
     yield from ((CHAT, body, head) for head in heads)
+
+
+def claimed(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is so large."""
+    chunk = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
 
 
 def test_two_hundred_wrong_requests_are_refused_in_words(serving: Serving):
@@ -355,11 +363,10 @@ def test_pictures_are_brought_to_the_policys_size():
 
 
 def test_a_picture_is_refused_before_it_is_decoded():
-    bomb = data_uri(Image.new("1", (20_000, 20_000)))
-    started = time.process_time()
-    with pytest.raises(RequestError, match="above 16777216 pixels"):
-        Eyes(32, 32, "middle").see(bomb, "messages[0]")
-    assert time.process_time() - started < 0.2
+    for side in (4097, 30_000):
+        bomb = base64.b64encode(claimed(side, side)).decode()
+        with pytest.raises(RequestError, match="above 16777216 pixels"):
+            Eyes(32, 32, "middle").see(f"data:image/png;base64,{bomb}", "messages[0]")
 
 
 @pytest.mark.slow
