@@ -109,8 +109,8 @@ class Endpoint:
             message = choice["message"]
             text = in_words(message.get("content")) or in_words(message.get("refusal"))
             usage = data.get("usage") or {}
-            tokens = [count(usage.get(f"{kind}_tokens")) for kind in ("prompt", "completion")]
-            return Reply(text, *tokens, choice.get("finish_reason"), 0.0, [])
+            asked, replied = count(usage.get("prompt_tokens")), count(usage.get("completion_tokens"))
+            return Reply(text, asked, replied, choice.get("finish_reason"), 0.0, [])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise Again(f"a reply that is no chat completion{self._said(response)}") from error
 
