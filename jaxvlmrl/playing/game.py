@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from envs_jax.grid_walker.commands import FORWARD, UNPARSABLE, command_text, parse_command
-from envs_jax.grid_walker.grid_walker import GridWalker, Params, State
+from envs_jax.grid_walker.grid_walker import GridWalker, Params, State, efficiency
 from envs_jax.grid_walker.layout import hash_text, max_blocks_on
 from jaxvlmrl.playing.bad_request import BadRequest
 
@@ -159,10 +159,9 @@ class Score(NamedTuple):
     efficiency: int | None  # percent, of a game that was won
 
 
-def score(start: Start, state: State) -> Score:
-    away = sum(abs(int(cell) - start.size // 2) for cell in state.goal)
-    cells, won = int(state.total_steps), bool(state.won)
-    return Score(won, int(state.turn), cells, int(100 * (away + 1) / (cells + 1) + 0.5) if won else None)
+def score(state: State) -> Score:
+    won = bool(state.won)
+    return Score(won, int(state.turn), int(state.total_steps), int(efficiency(state)) if won else None)
 
 
 def outcome(before: State, after: State, command: str) -> str:
@@ -209,5 +208,5 @@ def person(data: Any) -> dict[str, Any]:
 
 def person_view(start: Start, done: tuple[str, ...], before: State | None, state: State) -> dict[str, Any]:
     said = "" if before is None else outcome(before, state, done[-1])
-    standing = {"done": done, "score": score(start, state)._asdict(), "outcome": said}
+    standing = {"done": done, "score": score(state)._asdict(), "outcome": said}
     return standing | {"sharp": as_uri(sharp_picture(start, state))}

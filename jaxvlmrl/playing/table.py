@@ -61,7 +61,7 @@ class Table:
             return {
                 "done": list(done),
                 "played": seated.played(start, done),
-                "score": game.score(start, step.state)._asdict(),
+                "score": game.score(step.state)._asdict(),
                 "sharp": game.as_uri(game.sharp_picture(start, step.state)),
                 "image": game.as_uri(step.image),
             } | model.view(seated, start, done)
@@ -74,7 +74,7 @@ class Table:
             if self.seated and start.size <= self.seated.largest:
                 done = self.seated.to_the_end(start)
                 last = self.seated.step(start, done).state
-                found.insert(0, {"player": "model, greedy"} | game.score(start, last)._asdict())
+                found.insert(0, {"player": "model, greedy"} | game.score(last)._asdict())
             return found
 
     def gif(self, data: Any) -> bytes:
@@ -100,7 +100,7 @@ class Table:
         *_, actions = scripted(player, env)(start.params, state, jax.random.key(0))
         for action in actions[actions != ENDED]:
             state = game.obey(env, start, state, int(action))
-        return game.score(start, state)._asdict()
+        return game.score(state)._asdict()
 
     def _film(self, start: Start, done: tuple[str, ...]) -> list[Image.Image]:
         words, commands = list(done), list(done)
