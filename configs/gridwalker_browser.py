@@ -4,7 +4,8 @@
 
 The harness takes its picture some 21 drawn frames after a command (12 to 30 under load; reference sheet "gridwalker",
 Camera lag), so the camera gets 8 to 60 of them here. The model resizes pictures itself, on the device, to 64 x 64: whoever
-serves it sends what the game shows. For a GPU: a picture costs as much to draw as 38 of the quickstart's.
+serves it sends what the game shows. For a GPU: a picture costs as much to draw as 38 of the quickstart's, and more for its
+quality. Imitation alone wins 98.4% of 1,000 held-out games in 3.63 turns, 19 of the 20 published ones through HTTP.
 """
 
 from envs_jax import GridWalker
@@ -29,7 +30,7 @@ def get_config(variant: str = "") -> Config:
             num_updates=500, minibatches=4, validate_every=100, demonstrations=Demonstrations(Explorer(), num_games=0)
         ),
         rl=RLPhase(
-            num_updates=0,  # 96.5% in 3.68 turns by imitation alone; --config.rl.num_updates=250 goes on from there
+            num_updates=0,  # --config.rl.num_updates=250 would go on by VL-DAC
             num_turns=15,
             validate_every=25,
             optimizer=Optimizer(learning_rate=5e-4, warmup_updates=20, final_share=0.02),
