@@ -318,8 +318,9 @@ def write(setting: str) -> None:
 
 def run_all(settings: list[str], seeds: list[str]) -> None:
     with ThreadPoolExecutor(PARALLEL.value) as pool:
-        starts = [(setting, seed) for setting in settings if SETTINGS[setting].imitation for seed in seeds]
-        list(pool.map(lambda start: imitate(*start), starts))
+        begun = [(setting, seed) for setting in settings if SETTINGS[setting].imitation for seed in seeds]
+        starts = {start_folder(*start): start for start in begun}  # settings may share them
+        list(pool.map(lambda start: imitate(*start), starts.values()))
         if TOGETHER.value:
             rows = [(setting, name) for setting in settings for name in methods(setting)]
             list(pool.map(lambda row: run_together(*row), rows))

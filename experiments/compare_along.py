@@ -1,8 +1,8 @@
 """Runs of compare.py along the way: `python experiments/compare_along.py --setting=random --upto=230000 [--runs=DIR]`.
 
 For runs that were cut off before their end (a lent machine, a full disk): validation win rates of 256 games, interpolated at
-`--upto` environment steps, and the area up to there. Rows of which a seed has not come so far are left out. Writes
-experiments/results/compare_<setting>_along.json, with the curves in it, .md and .png.
+`--upto` environment steps, and the area up to there; and what is noted of each run's last update. Rows of which a seed has
+not come so far are left out. Writes experiments/results/compare_<setting>_along.json, with the curves in it, .md and .png.
 """
 
 import json
@@ -16,13 +16,16 @@ import numpy as np
 from absl import app, flags
 
 SETTING = flags.DEFINE_enum("setting", "random", list(compare.SETTINGS), "of compare.py")
+NOTED = ("turns", "command/left", "command/right", "policy/entropy", "policy/clip_fraction")  # of a run's last update
 UPTO = flags.DEFINE_integer("upto", 230_000, "environment steps", lower_bound=1)
 MACHINE = flags.DEFINE_string("machine", "", "what the runs were made on, for the record")
 
 
 def record(name: str, seeds: list[str]) -> dict[str, Any]:
     """A row's figures, one of each seed; a policy of random weights wins nothing before its first validation."""
-    curves = [compare.curve(compare.Job(SETTING.value, name, seed)) for seed in seeds]
+    jobs = [compare.Job(SETTING.value, name, seed) for seed in seeds]
+    curves = [compare.curve(job) for job in jobs]
+    last = [json.loads((job.folder / "metrics.jsonl").read_text().splitlines()[-1]) for job in jobs]
     along = np.linspace(0, UPTO.value, 1001)
     at = lambda curve, steps: np.interp(steps, np.append(0, curve[0]), np.append(0.0, curve[1]))
     return {
@@ -30,6 +33,7 @@ def record(name: str, seeds: list[str]) -> dict[str, Any]:
         "validation": [float(at(curve, UPTO.value)) for curve in curves],
         "area": [float(np.mean(at(curve, along))) for curve in curves],
         "curves": [[[int(x), float(y)] for x, y in zip(*curve)] for curve in curves],
+        "last_update": [{name: round(row[name], 4) for name in NOTED} for row in last],
     }  # fmt: skip
 
 

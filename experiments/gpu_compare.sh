@@ -13,10 +13,12 @@ compare() {
   python experiments/compare.py --settings="$1" --together --nopins --parallel="${PARALLEL:-3}" --runs=runs/compare \
     --override=rl.validate_every=25 --override=rl.microbatches=1 --results="$OUT" "${@:2}"
 }
+set -m # each group of its own, to be ended with all that it began
 for group in $groups; do compare "$group" & done
 waited=0
 while [ -n "$(jobs -rp)" ] && [ "$waited" -lt "$seconds" ]; do sleep 5; waited=$((waited + 5)); done
-pkill -f experiments/compare.py; pkill -f experiments/together.py; wait
+for leader in $(jobs -rp); do kill -- "-$leader"; done
+wait
 for group in $groups; do compare "$group" --norun; done 2>&1 | tee "$OUT/compare.txt"
 (cd runs/compare && tar czf "$OUT/compare_runs.tar.gz" --exclude=best --exclude=tensorboard --exclude=checkpoints \
   --exclude=games.json --exclude='*.gif' --exclude='*.png' .)

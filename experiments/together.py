@@ -2,8 +2,9 @@
 
 `vmap` over the seeds' states and keys: on a GPU a tiny model's update waits for its kernels to be launched, so three runs
 cost little more than one. Each seed has a run directory, `--workdir` with its number at the end, as `jaxvlmrl.train` writes
-it, but without checkpoints: what is cut off begins anew. Reinforcement learning alone; from another run if need be
-(`--start_from=PATTERN`, {seed} in it). Figures equal those of single runs up to the rounding of batched products.
+it, but without checkpoints: a seed that was cut off begins anew, a finished one is left alone. Reinforcement learning alone;
+from another run if need be (`--start_from=PATTERN`, {seed} in it). Figures equal those of single runs up to the rounding of
+batched products.
 """
 
 import dataclasses
@@ -84,7 +85,7 @@ def fold(key: jax.Array, data: int) -> jax.Array:
 
 def define(values: flags.FlagValues) -> None:
     flags.DEFINE_list("seeds", ["0", "1", "2"], "run seeds", flag_values=values)
-    flags.DEFINE_string("workdir", None, "of every run, before its seed; runs/<config>", flag_values=values)
+    flags.DEFINE_string("workdir", None, "of every run, before its seed; runs/together/<config>", flag_values=values)
     flags.DEFINE_string("start_from", "", "a seed's run to start from; {seed} stands for it", flag_values=values)
 
 
@@ -98,14 +99,25 @@ def main(argv: list[str]) -> int:
     seeds = [int(seed) for seed in given["seeds"]]
     starts = [given["start_from"].format(seed=seed) for seed in seeds]
     configs = [dataclasses.replace(config, seed=seed, start_from=start) for seed, start in zip(seeds, starts)]
-    prefix = given["workdir"] or f"runs/{command_line.config_name(values)}"
-    folders = [Path(f"{prefix}-{seed}") for seed in seeds]
-    if all((folder / "summary.json").exists() for folder in folders):
-        return 0
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-    train_together(configs, folders)
+    prefix = given["workdir"] or f"runs/together/{command_line.config_name(values)}"
+    runs = [(config, Path(f"{prefix}-{config.seed}")) for config in configs]
+    left = [(config, folder) for config, folder in runs if not (folder / "summary.json").exists()]
+    for _, folder in left:
+        clear(folder)
+    if left:
+        train_together(*zip(*left))
     return 0
+
+
+def clear(folder: Path) -> None:
+    """Takes away what an earlier call left unfinished. Raises `ConfigError` for a folder of anybody else's."""
+    if not folder.exists():
+        return
+    if not folder.is_dir() or ((folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir())):
+        raise ConfigError(f"{folder} is there, and not by this script: choose another --workdir")
+    if not (folder / "metrics.jsonl").exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} is no run and not empty: choose another --workdir")
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
