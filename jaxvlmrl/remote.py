@@ -99,7 +99,11 @@ def request(setup: Setup, conversation: list[Line]) -> dict[str, Any]:
 
 
 class Evaluation:
-    """Episodes under way. One that is given up does not stop the others, unless the endpoint is gone."""
+    """Episodes under way. One that is given up does not stop the others, unless the endpoint is gone.
+
+    Nor does one whose conversation becomes too long for the endpoint: it is lost there. A first turn that is too long
+    would be so in every episode, and is a refusal.
+    """
 
     def __init__(self, board: Board, transcripts: Transcripts, endpoint: "Endpoint"):
         self.board, self.transcripts, self.endpoint = board, transcripts, endpoint
@@ -115,9 +119,9 @@ class Evaluation:
 
     async def play(self, seed: int, played: list[Line]) -> None:
         """An episode to its end, after the turns that were played."""
-        from jaxvlmrl.remote_endpoint import GaveUp, Refused
+        from jaxvlmrl.remote_endpoint import GaveUp, Refused, TooLong
 
-        if self.is_stopped or is_over(played, self.setup.turns):
+        if self.is_stopped:
             return
         try:
             await self.go_on(seed, played)
@@ -126,7 +130,13 @@ class Evaluation:
             self.losses.append(f"seed {seed} got {loss}")
             self.lost_in_a_row += 1
         except Refused as refusal:
-            self.refusal = refusal
+            if not (played and isinstance(refusal, TooLong)):
+                self.refusal = refusal
+                return
+            self.lost_in_a_row = 0
+            turn, failures = len(played) + 1, [*refusal.failures, str(refusal)]
+            self.transcripts.write(seed, {"turn": turn, "failures": failures, "outgrown": True})
+            print(f"seed {seed}: lost, too long a conversation in turn {turn}: {refusal}", file=sys.stderr, flush=True)
 
     async def go_on(self, seed: int, played: list[Line]) -> None:
         """Those turns again without a request, then the others; `played` grows."""
@@ -182,14 +192,15 @@ def play(board: Board, setup: Setup, running: Running, folder: Path, seeds: Sequ
     transcripts = Transcripts(folder, setup, running._asdict() | {"seeds": [seeds[0], seeds[-1]]})
     evaluation = Evaluation(board, transcripts, endpoint)
     try:
-        played = {seed: turns_of(transcripts.read(seed)) for seed in seeds}
+        before = {seed: transcripts.read(seed) for seed in seeds}
+        played = {seed: turns_of(lines) for seed, lines in before.items() if not is_over(lines, setup.turns)}
         asyncio.run(_play_all(evaluation, played, running.concurrency))
         found = {seed: transcripts.read(seed) for seed in seeds}
     except KeyboardInterrupt:
         raise Unfinished("stopped; the same command goes on from here") from None
     finally:
         transcripts.close()
-    left = sum(not is_over(turns_of(lines), setup.turns) for lines in found.values())
+    left = sum(not is_over(lines, setup.turns) for lines in found.values())
     there = f"{len(seeds) - left} of {len(seeds)} episodes are over, the same command goes on with the others"
     if evaluation.refusal:
         raise ConfigError(f"{evaluation.refusal}; {there}")
@@ -275,8 +286,10 @@ def folder_from(given: dict[str, Any]) -> Path:
 
 def in_words(used: dict[str, float]) -> str:
     """The figures of `usage`, as lines."""
-    silent = used["turns_without_usage"]
+    silent, outgrown = used["turns_without_usage"], used["episodes_outgrown"]
+    lost = f"episodes lost because the conversation became too long for the endpoint: {outgrown}"
     return "\n".join([
+        *([lost] if outgrown else []),
         f"requests: {used['requests']}, {used['retries']} of them retries",
         f"tokens: {used['prompt_tokens']:,} of prompts, {used['completion_tokens']:,} of replies"
         + (f"; {silent} replies did not say" if silent else ""),

@@ -9,6 +9,7 @@ import asyncio
 import email.utils
 import os
 import random
+import re
 import time
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -21,10 +22,23 @@ KEY = "OPENAI_API_KEY"
 MAY_PASS = {408, 409, 429}  # and 5xx
 LONGEST_PAUSE_S = 60.0  # of our own; Retry-After may ask for more
 SAID = 300  # characters of a refusal that are passed on
+TOO_LONG = re.compile(  # codes and words of servers for a conversation that does not fit the model
+    r"context[ _](length|window|size)|maximum (model|prompt|sequence|input) length|too many (input )?tokens"
+    r"|(prompt|input|conversation|messages?) (is|are) too long|exceeds the maximum number of tokens",
+    re.IGNORECASE,
+)
 
 
 class Refused(ConfigError):
     """The request will not be served, however often it is sent."""
+
+
+class TooLong(Refused):
+    """The conversation is more than the endpoint takes; a shorter one may be served. `failures` has the tries before."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.failures: list[str] = []
 
 
 class GaveUp(Exception):
@@ -71,11 +85,14 @@ class Endpoint:
         await self._client.aclose()
 
     async def ask(self, request: dict[str, Any]) -> Reply:
-        """Raises `Refused`, or `GaveUp` after the last retry."""
+        """Raises `Refused`, `TooLong` among them, or `GaveUp` after the last retry."""
         failures: list[str] = []
         while True:
             try:
                 return (await self._try(request))._replace(failures=failures)
+            except TooLong as refusal:
+                refusal.failures = failures
+                raise
             except Again as problem:
                 failures.append(str(problem))
                 if len(failures) > self.retries:
@@ -100,7 +117,9 @@ class Endpoint:
             raise Again(f"status {status}{self._said(response)}", retry_after(response.headers.get("Retry-After", "")))
         if status != 200:
             hint = f" ({KEY} is not set)" if status == 401 and not self.key else ""
-            raise Refused(f"{self.url} refuses the request with status {status}{hint}{self._said(response)}")
+            is_too_long = status == 413 or (status == 400 and TOO_LONG.search(response.text) is not None)
+            kind = TooLong if is_too_long else Refused
+            raise kind(f"{self.url} refuses the request with status {status}{hint}{self._said(response)}")
 
     def _read(self, response: httpx.Response) -> Reply:
         try:

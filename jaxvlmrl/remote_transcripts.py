@@ -1,6 +1,7 @@
 """Transcripts of games played by a remote model: a folder for one setup, a JSON Lines file for each episode.
 
-A line is an answered turn, or what went wrong with one that was given up. A line is on the disk when `write` returns; a
+A line is an answered turn, or what went wrong with one that was given up; `outgrown` marks one for which the conversation
+was too long, which ends the episode. A line is on the disk when `write` returns; a
 half-written one is dropped. What the figures say of requests is read from the lines alone, so a resumed evaluation has
 them all.
 """
@@ -104,8 +105,14 @@ def turns_of(lines: Sequence[Line]) -> list[Line]:
     return [line for line in lines if "answer" in line]
 
 
-def is_over(turns: Sequence[Line], limit: int) -> bool:
-    return len(turns) >= limit or (len(turns) > 0 and turns[-1]["won"])
+def is_outgrown(lines: Sequence[Line]) -> bool:
+    """Whether the conversation became too long for the endpoint."""
+    return any(line.get("outgrown") for line in lines)
+
+
+def is_over(lines: Sequence[Line], limit: int) -> bool:
+    turns = turns_of(lines)
+    return len(turns) >= limit or (len(turns) > 0 and turns[-1]["won"]) or is_outgrown(lines)
 
 
 # What is said of them
@@ -147,6 +154,7 @@ def usage(transcripts: dict[int, list[Line]], price_in: float | None, price_out:
         "prompt_tokens": tokens[0],
         "completion_tokens": tokens[1],
         "turns_without_usage": len(turns) - len(known),
+        "episodes_outgrown": sum(map(is_outgrown, transcripts.values())),
         "cost": (tokens[0] * (price_in or 0.0) + tokens[1] * (price_out or 0.0)) / 1e6 if is_known else float("nan"),
         "latency_p50_s": float(latency[0]),
         "latency_p95_s": float(latency[1]),

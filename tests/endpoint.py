@@ -18,8 +18,8 @@ from envs_jax.grid_walker.players import FewestCommands
 from jaxvlmrl.remote import Board
 
 Messages = list[dict[str, Any]]
-HANG, CUT, NO_JSON = "hang", "cut", "no json"  # faults; others are (status, headers)
-Fault = str | tuple[int, dict[str, str]]
+HANG, CUT, NO_JSON = "hang", "cut", "no json"  # faults; others are (status, headers), or (status, what is said)
+Fault = str | tuple[int, dict[str, str] | str]
 KEY = "sk-loopback-0123456789"
 
 
@@ -110,8 +110,9 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, b"<html>not here</html>", {})
         elif fault is not None:
             status, headers = fault
-            told = {"error": {"message": f"status {status} for key {self.headers.get('Authorization')}"}}
-            self.reply(status, json.dumps(told).encode(), headers)
+            told = json.dumps({"error": {"message": f"status {status} for key {self.headers.get('Authorization')}"}})
+            said, headers = (headers, {}) if isinstance(headers, str) else (told, headers)
+            self.reply(status, said.encode(), headers)
         else:
             message = {"role": "assistant", "content": self.server.answer(messages)}
             usage = {"prompt_tokens": 100 * len(messages), "completion_tokens": 5}
