@@ -252,7 +252,9 @@ class Programs:
         log_probs = self.policy.next_token(params, state.hidden, state.grammar_state).log_probs
         is_greedy = drawing.temperature <= 0
         tempered = log_probs / jnp.where(is_greedy, 1.0, drawing.temperature)[:, None]
-        nucleus = lambda: jnp.where(likeliest(tempered, 0, drawing.top_p[:, None]), tempered, FORBIDDEN)  # pyright: ignore[reportArgumentType]
+        top_p = drawing.top_p[:, None]
+        is_in = lambda: (top_p >= 1) | likeliest(tempered, 0, top_p)  # pyright: ignore[reportArgumentType]
+        nucleus = lambda: jnp.where(is_in(), tempered, FORBIDDEN)  # rounding may leave a row at 1 without its tail
         tempered = jax.lax.cond(jnp.any((drawing.top_p < 1) & ~is_greedy), nucleus, lambda: tempered)
         key_of = lambda seed, drawn: jax.random.fold_in(jax.random.key(seed), drawn)
         keys = jax.vmap(key_of)(drawing.seed, drawing.drawn + index)
