@@ -150,6 +150,8 @@ def test_sampling_follows_its_seed_and_its_nucleus(shipped: Scheduler):
     assert texts(temperature=1.0, seed=1) == texts(temperature=1.0, seed=1)
     assert texts(temperature=2.0, seed=1) != texts(temperature=2.0, seed=2)
     assert texts(temperature=2.0, top_p=1e-6, seed=3) == greedy
+    assert shown(noise(1, (32, 32)), []).seed(3) == shown(noise(1, (32, 32)), []).seed(3)
+    assert len({one.seed(seed) for one in dialogues for seed in (0, 1)}) == 24, "each has noise of its own"
     alone = [ask(shipped, one, temperature=1.5, seed=7)[0].text for one in dialogues]
     assert alone == texts(temperature=1.5, seed=7), "a row's neighbours do not matter"
 
@@ -238,12 +240,72 @@ def test_the_least_recently_used_goes_first():
     block = Block(np.zeros(100, np.uint8), 0, False)
     kept = Kept(300)
     for name in (b"a", b"b", b"c"):
-        kept.put(name, block)
+        kept.put([name], {name: block})
     assert kept.longest([b"a"], 3)
-    kept.put(b"d", block)
+    kept.put([b"d"], {b"d": block})
     assert [kept.longest([name], 3) is not None for name in (b"a", b"b", b"c", b"d")] == [True, False, True, True]
     assert kept.longest([b"a", b"x", b"c", b"d"], 2).turns == 3, "a window of two needs the last block alone"
     assert kept.longest([b"a", b"x", b"c", b"d"], 9).turns == 0
+
+
+def test_a_conversations_start_goes_last():
+    """Without it the rest is of no use."""
+    from jaxvlmrl.serving.conversations import Block
+
+    block, kept = Block(np.zeros(100, np.uint8), 0, False), Kept(400)
+    kept.put([b"start", b"1"], {b"start": block, b"1": block})
+    kept.put([b"start", b"1", b"2"], {b"2": block})
+    kept.put([b"other", b"x"], {b"other": block, b"x": block})
+    assert kept.longest([b"start", b"1", b"2"], 9).turns == 1, "its last turn made room"
+    kept.put([b"y"], {b"y": block})
+    assert kept.longest([b"other", b"x"], 9).turns == 0
+    assert kept.longest([b"start", b"1"], 1).turns == 1, "just used"
+    assert kept.bytes == 400
+
+
+def test_one_text_of_two_token_sequences_is_no_mixture(shipped: Scheduler):
+    """Somebody else gets with its end token what was cut before it here, and the third turn is what it would have been."""
+    pictures = noise(3, (32, 32), 3)
+    first = lambda **sampling: ask(shipped, shown(pictures[:1], []), **sampling)[0]
+    cut_at = len(first().tokens) - 1
+
+    def third(is_disturbed: bool) -> Said:
+        shipped.kept = Kept(1 << 28)
+        cut = first(max_tokens=cut_at)
+        [second] = ask(shipped, shown(pictures[:2], [cut.text]))
+        if is_disturbed:
+            assert first().text == cut.text
+        return ask(shipped, shown(pictures, [cut.text, second.text]))[0]
+
+    alone, disturbed = third(False), third(True)
+    assert alone.usage == disturbed.usage
+    assert alone.tokens == disturbed.tokens
+
+
+def test_what_cannot_be_kept_is_answered(shipped: Scheduler, monkeypatch: pytest.MonkeyPatch):
+    dialogue = shown(noise(1, (32, 32), 40), [])
+
+    def fail(*arguments):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(shipped.programs, "fetch", fail)
+    [said] = ask(shipped, dialogue)
+    assert said.reason == "stop"
+    assert shipped._rows == [None] * len(shipped._rows)
+
+
+def test_choices_of_one_request_are_laid_out_once(shipped: Scheduler, monkeypatch: pytest.MonkeyPatch):
+    from jaxvlmrl.serving import scheduler as module
+
+    planned = []
+    plan_of = module.plan_of
+    monkeypatch.setattr(module, "plan_of", lambda job, *more: planned.append(job) or plan_of(job, *more))
+    dialogue, drawn = shown(noise(1, (32, 32), 41), []), [Said() for _ in range(3)]
+    jobs = [Job(dialogue, Sampling(temperature=0.0, max_tokens=n), said.hear) for n, said in enumerate(drawn, start=1)]
+    shipped.submit(jobs)
+    shipped.drain()
+    assert len(planned) == 1
+    assert [len(said.tokens) for said in drawn] == [1, 2, 3]
 
 
 def test_a_cancelled_job_frees_its_row(shipped: Scheduler):
@@ -281,14 +343,37 @@ def test_a_failed_step_is_answered_and_the_next_one_works(shipped: Scheduler, mo
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(scheduler.programs, "draw", fail_once)
-    thread = threading.Thread(target=scheduler.run)
+    thread = threading.Thread(target=scheduler.run, daemon=True)
     thread.start()
     for _ in range(2):
         done.clear()
         scheduler.submit([Job(dialogue, Sampling(temperature=0.0, max_tokens=6), emit)])
         assert done.wait(30)
     scheduler.stop()
-    thread.join()
+    thread.join(30)
     assert events[0].error is not None
     assert events[0].error.status == 500
     assert events[-1].text == expected.text
+
+
+def test_an_engine_that_cannot_start_anew_takes_no_more(shipped: Scheduler, monkeypatch: pytest.MonkeyPatch):
+    scheduler = Scheduler(shipped.programs, shipped.wording, Kept(1 << 20))
+    events: list[Event] = []
+
+    def fail(*arguments):
+        raise RuntimeError("out of memory")
+
+    def fail_too():
+        assert not hasattr(scheduler, "_state"), "two states at once"
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(scheduler.programs, "read", fail)
+    monkeypatch.setattr(scheduler.programs, "empty", fail_too)
+    dialogue = shown(noise(1, (32, 32)), [])
+    jobs = [Job(dialogue, Sampling(), events.append) for _ in range(20)]
+    scheduler.submit(jobs)
+    scheduler.run()
+    assert [event.error.status for event in events if event.error] == [500] * 16 + [503] * 4
+    assert scheduler.is_stopping
+    with pytest.raises(RequestError, match="has stopped"):
+        scheduler.submit(jobs)

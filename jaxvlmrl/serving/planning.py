@@ -22,7 +22,12 @@ class Plan(NamedTuple):
     parts: list[Part]  # pictures not looked at yet
     pictures: list[list[Picture]]  # of each part
     is_cut: list[bool]  # of each part
-    budget: int  # tokens the answer may have
+    room: int  # tokens that any answer may have here
+
+    @property
+    def budget(self) -> int:
+        """Tokens that this one may have."""
+        return min(self.job.sampling.max_tokens, self.room)
 
     @property
     def kept_lengths(self) -> list[int]:
@@ -37,8 +42,7 @@ class Plan(NamedTuple):
         """Where the parts' tokens will lie."""
         first, found = sum(self.kept_lengths), []
         for part, is_cut in zip(self.parts, self.is_cut):
-            name = self.names[part.turn] if part.turn < len(self.names) else None
-            found.append(Span(part.turn, name, first, first + len(part.ids), part.next_position, is_cut))
+            found.append(Span(part.turn, first, first + len(part.ids), part.next_position, is_cut))
             first += len(part.ids)
         return found
 
@@ -53,7 +57,7 @@ def plan_of(job: Job, programs: Programs, wording: Wording, kept: Kept) -> Plan:
     """Raises `RequestError` for a conversation that cannot be told to the model, or does not fit."""
     policy = programs.policy
     heard = wording.heard(job.dialogue)
-    names = heard.names()
+    names, answers = kept.named(heard)
     found = kept.longest(names, policy.window)
     blocks, done = (found.blocks, found.turns) if found else ([], 0)
     turns = [START, *range(done - len(blocks) + 2, done + 1)] if found else []
@@ -73,11 +77,11 @@ def plan_of(job: Job, programs: Programs, wording: Wording, kept: Kept) -> Plan:
         ids = wording.observation(turn, number, is_cut)
         is_cut = False
         if turn.answer is not None:
-            answer = kept.answer(names[number]) or wording.answer(turn.answer)
+            answer = answers[number] or wording.answer(turn.answer)
             is_cut = answer[-1] != policy.chat.end_id
             ids = [*ids, *answer]
         add(number, ids, turn.pictures, is_cut)
-    return plan._replace(budget=min(job.sampling.max_tokens, programs.sizes.answer, room(plan, programs)))
+    return plan._replace(room=min(programs.sizes.answer, room(plan, programs)))
 
 
 def room(plan: Plan, programs: Programs) -> int:

@@ -75,10 +75,9 @@ class Part(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A turn's tokens in a row: numbers first to end - 1; its block's name, None for the turn being answered."""
+    """A turn's tokens in a row: numbers first to end - 1."""
 
     turn: int
-    name: bytes | None
     first: int
     end: int
     position: int  # of the token behind it
@@ -115,6 +114,7 @@ class Row:
     position: int
     usage: Usage
     budget: int  # tokens the answer may have
+    seed: int  # of 32 bits, this conversation's own
     offset: int = 0
     images_read: int = 0  # image tokens of the first part
     drawn: int = 0

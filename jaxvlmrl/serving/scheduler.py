@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from jaxvlmrl.policy import Policy
-from jaxvlmrl.serving.conversations import Block, Kept, Turn, name_after
+from jaxvlmrl.serving.conversations import Block, Dialogue, Kept, Turn, name_of, said_after
 from jaxvlmrl.serving.errors import RequestError
 from jaxvlmrl.serving.planning import Plan, plan_of
 from jaxvlmrl.serving.programs import NOTHING, START, Chunk, Drawing, Programs, slot_of
@@ -21,6 +21,7 @@ from jaxvlmrl.serving.rows import Event, Job, Row, Token
 from jaxvlmrl.serving.transcript import Transcript
 from jaxvlmrl.serving.wording import Wording
 
+STOPPED = "the server has stopped answering"
 CHUNKS_BEFORE_DRAWING = 4  # at most, while a row is ready
 log = logging.getLogger("jaxvlmrl.serve")
 
@@ -44,7 +45,7 @@ class Scheduler:
     def submit(self, jobs: Iterable[Job]) -> None:
         with self._wake:
             if self._is_stopping:
-                raise RequestError("the server is shutting down", status=503)
+                raise RequestError(STOPPED, status=503)
             self._waiting.extend(jobs)
             self._wake.notify()
 
@@ -54,23 +55,42 @@ class Scheduler:
             self._is_stopping = True
             self._wake.notify()
 
+    @property
+    def is_stopping(self) -> bool:
+        """Nothing is taken any more."""
+        return self._is_stopping
+
     def run(self) -> None:
-        """Steps until `stop`, then an error for all that is not answered."""
-        while True:
+        """Steps until `stop`, or until it cannot start anew; then an error for all that is not answered."""
+        try:
+            while self._has_work():
+                if not self._stepped():
+                    del self._state  # first: the device may have no room for two
+                    self._state = self.programs.empty()
+        except Exception:
+            log.exception("the engine cannot go on")
+        finally:
             with self._wake:
-                self._wake.wait_for(lambda: self._is_stopping or self._waiting or any(self._rows))
-                if self._is_stopping:
-                    break
-            try:
-                self.step()
-            except Exception:
-                log.exception("a step of the engine failed; the requests in it are answered with an error")
-                self._fail(RequestError("the engine failed on this batch of requests", status=500))
-                self._state = self.programs.empty()
+                self._is_stopping = True
+                self._entering += self._waiting
+                self._waiting.clear()
+            self._fail(RequestError(STOPPED, status=503))
+
+    def _has_work(self) -> bool:
+        """Waits for it; False where there will be none."""
         with self._wake:
-            self._entering += self._waiting
-            self._waiting.clear()
-        self._fail(RequestError("the server is shutting down", status=503))
+            self._wake.wait_for(lambda: self._is_stopping or self._waiting or any(self._rows))
+            return not self._is_stopping
+
+    def _stepped(self) -> bool:
+        """Whether a step went well. The error is gone on return: it holds on to the state."""
+        try:
+            self.step()
+        except Exception:
+            log.exception("a step of the engine failed; the requests in it are answered with an error")
+            self._fail(RequestError("the engine failed on this batch of requests", status=500))
+            return False
+        return True
 
     def drain(self) -> None:
         """Steps until nothing is left to do."""
@@ -101,20 +121,29 @@ class Scheduler:
     def _admit(self) -> None:
         free = [index for index, row in enumerate(self._rows) if row is None]
         plans: list[Plan] = []
+        dialogue: Dialogue | None = None
         while len(plans) < len(free) and (job := self._next_job()):
-            try:
-                plans.append(plan_of(job, self.programs, self.wording, self.kept))
+            if job.dialogue is not dialogue:  # a request's choices come one after the other
+                dialogue, planned = job.dialogue, self._planned(job)
+            if isinstance(planned, RequestError):
+                job.emit(Event(error=planned))
+            else:
+                plans.append(planned._replace(job=job))
                 self._entering.append(job)
-            except RequestError as error:
-                job.emit(Event(error=error))
-            except Exception:
-                log.exception("a conversation could not be laid out")
-                job.emit(Event(error=RequestError("the server failed on this request", status=500)))
         pictures = {p.digest: p.pixels for plan in plans for part in plan.pictures for p in part}
         seen = dict(zip(pictures, self.programs.see(list(pictures.values()))))
         for index, plan in zip(free, plans):
             self._enter(index, plan, seen)
             self._entering.remove(plan.job)
+
+    def _planned(self, job: Job) -> Plan | RequestError:
+        try:
+            return plan_of(job, self.programs, self.wording, self.kept)
+        except RequestError as error:
+            return error
+        except Exception:
+            log.exception("a conversation could not be laid out")
+            return RequestError("the server failed on this request", status=500)
 
     def _next_job(self) -> Job | None:
         with self._wake:
@@ -137,7 +166,7 @@ class Scheduler:
         transcript = Transcript(chat.tokenizer, chat.end_id, sampling.stop)
         self._rows[index] = Row(
             plan.job, plan.names, plan.heard, transcript, parts, plan.spans(), plan.pinned, sum(lengths), 0,
-            plan.usage(self.policy.window), plan.budget,
+            plan.usage(self.policy.window), plan.budget, plan.heard.seed(sampling.seed),
         )  # fmt: skip
 
     # Reading
@@ -209,7 +238,7 @@ class Scheduler:
             asked = row.job.sampling
             values = (
                 row.budget - row.drawn, row.number, row.position, row.turn, row.pinned, row.drawn, asked.temperature,
-                asked.top_p, asked.seed, asked.likeliest > 0,
+                asked.top_p, row.seed, asked.likeliest > 0,
             )  # fmt: skip
             for array, value in zip(drawing, values, strict=True):
                 array[index] = value
@@ -223,26 +252,28 @@ class Scheduler:
             row.job.emit(Event(text, tokens))
             return
         self._rows[index] = None
-        self._keep(index, row)
         usage = row.usage._replace(answer=len(row.transcript.ids))
         row.job.emit(Event(text, tokens, "stop" if is_ended else "length", usage))
+        try:
+            self._keep(index, row)
+        except Exception:
+            log.exception("a conversation could not be kept; its next turn is read from further back")
 
     def _keep(self, index: int, row: Row) -> None:
         """The turns that a next one would see, and the start, into the cache."""
-        spans, ids = list(row.spans), row.transcript.ids
-        if row.transcript.met_stop:  # what was drawn is not what was answered
-            spans = spans[:-1]
-        else:
-            answered = Turn(row.heard.turns[-1].content, row.transcript.text)
-            name = name_after(row.names[-1], answered)
-            self.kept.put_answer(name, ids)
+        names, spans, ids = list(row.names), row.spans[:-1], row.transcript.ids
+        said = said_after(names[-1], Turn(row.heard.turns[-1].content, row.transcript.text))
+        # Where a stop text ended it, what was drawn is not what was answered.
+        if not row.transcript.met_stop and self.kept.put_answer(said, ids):
+            names.append(name_of(said, ids))
             is_cut = ids[-1] != self.policy.chat.end_id
-            spans[-1] = spans[-1]._replace(name=name, end=row.number, position=row.position, is_cut=is_cut)
-        wanted = [span for span in spans if span.turn == START or span.turn > row.turn - self.policy.window]
+            spans.append(row.spans[-1]._replace(end=row.number, position=row.position, is_cut=is_cut))
+        in_sight = lambda turn: turn == START or turn > row.turn - self.policy.window
+        wanted = [span for span in spans if in_sight(span.turn)]
         if not wanted:
             return
-        kv = self.programs.fetch(self._state, index)
+        kv, blocks = self.programs.fetch(self._state, index), {}
         for span in wanted:
             slots = slot_of(np.arange(span.first, span.end), row.pinned, self.programs.sizes.slots)
-            assert span.name is not None
-            self.kept.put(span.name, Block(kv[..., slots, :], span.position, span.is_cut))
+            blocks[names[span.turn]] = Block(kv[..., slots, :], span.position, span.is_cut)
+        self.kept.put([name for turn, name in enumerate(names) if in_sight(turn)], blocks)
