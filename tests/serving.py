@@ -5,6 +5,7 @@ import dataclasses
 import io
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -86,6 +87,8 @@ def running(server: Server) -> Iterator[int]:
     runner = uvicorn.Server(uvicorn.Config(server.app(), log_level="critical"))
     thread = threading.Thread(target=runner.run, kwargs={"sockets": [listening]})
     thread.start()
+    while not runner.started and thread.is_alive():
+        time.sleep(0.01)
     try:
         yield listening.getsockname()[1]
     finally:

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -32,7 +33,9 @@ from jaxvlmrl.serving.app import Access, Server
 from jaxvlmrl.serving.conversations import Kept
 from jaxvlmrl.serving.errors import RequestError
 from jaxvlmrl.serving.pictures import Eyes
+from jaxvlmrl.serving.protocol import Limits
 from jaxvlmrl.serving.scheduler import Scheduler
+from jaxvlmrl.text.chat import TEMPLATES
 from tests.serving import SHIPPED, Game, assistant, data_uri, noise, running, server_of, user
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +64,11 @@ class Serving(NamedTuple):
         connection.request("POST", path, data, {"Content-Type": "application/json"} | headers)
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
+
+    def health(self) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request("GET", "/health")
+        return connection.getresponse().status
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +117,7 @@ def test_sixteen_clients_at_once_get_the_same_answers(serving: Serving, evaluate
         found = list(pool.map(play, range(16)))
     assert found == evaluated[:16]
     assert set(serving.server.scheduler.programs.compiled().values()) == {1}
-    assert serving.server.inside == 0
+    wait_for(lambda: serving.server.inside == 0)
 
 
 def test_answers_are_those_of_load_policy(serving: Serving):
@@ -212,6 +220,7 @@ def wrong_requests() -> Iterator[tuple[str, bytes, dict[str, str]]]:
     refused = {"presence_penalty": 1, "frequency_penalty": -1, "logit_bias": {"5": 1}, "tools": [{"type": "function"}]}
     refused |= {"response_format": {"type": "json_object"}, "modalities": ["audio"], "audio": {}, "best_of": 2}
     refused |= {"functions": [1], "tool_choice": "required", "reasoning_effort": "high", "__proto__": 1, "n": 10**6}
+    refused |= {"\ud800": 1, "a\udfff" * 50: {}}
     refused |= {"temperature": 2.1, "top_p": -0.1, "stop": ["a"] * 5, "top_logprobs": 3, "max_tokens": 0}
     yield from ((CHAT, of(**{name: value}), {}) for name, value in refused.items())
     # Messages.
@@ -292,7 +301,8 @@ def test_two_hundred_wrong_requests_are_refused_in_words(serving: Serving):
         if number % 50 == 0:
             assert serving.text([picture]) == expected
     assert serving.text([picture]) == expected
-    assert serving.server.inside == 0
+    wait_for(lambda: serving.server.inside == 0)
+    assert serving.server._bytes == 0
 
 
 def test_bodies_without_end_and_no_http_at_all(serving: Serving):
@@ -305,9 +315,39 @@ def test_bodies_without_end_and_no_http_at_all(serving: Serving):
         assert b"413" in raw.recv(1000)
     with socket.create_connection(("127.0.0.1", serving.port)) as raw:
         raw.sendall(head + b"Content-Length: 1000\r\n\r\n{")
-    time.sleep(0.2)
     assert serving.text([user(data_uri(noise(1, (32, 32))[0]))])
-    assert serving.server.inside == 0
+    wait_for(lambda: serving.server.inside == 0)
+    assert serving.server._bytes == 0
+
+
+def test_bodies_have_a_room_together(serving: Serving, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(serving.server, "open_bytes", 100)
+    status, answer = serving.post({"model": "quickstart", "messages": [user("x" * 200)]})
+    assert (status, answer["error"]["code"]) == (503, "overloaded")
+    wait_for(lambda: serving.server._bytes == 0)
+
+
+def test_pictures_have_a_room_together(serving: Serving, monkeypatch: pytest.MonkeyPatch):
+    messages = [user(data_uri(picture)) for picture in noise(2, (64, 64))]
+    body = {"model": "quickstart", "messages": [messages[0], assistant("`left`"), messages[1]]}
+    assert serving.post(body)[0] == 200
+    monkeypatch.setattr(serving.server, "limits", Limits(pixels=2 * 64 * 64 - 1))
+    status, answer = serving.post(body)
+    assert status == 400
+    assert "more pixels" in answer["error"]["message"]
+
+
+def test_a_stopped_engine_is_not_healthy(serving: Serving):
+    old = serving.server.scheduler
+    scheduler = Scheduler(old.programs, old.wording, Kept(1 << 20))
+    server = dataclasses.replace(serving.server, scheduler=scheduler)
+    with running(server) as port:
+        other = serving._replace(server=server, port=port)
+        assert other.health() == 200
+        scheduler.stop()
+        assert other.health() == 503
+        picture = user(data_uri(noise(1, (32, 32))[0]))
+        assert other.post({"model": "quickstart", "messages": [picture]})[0] == 503
 
 
 def test_a_full_queue_says_so(serving: Serving, monkeypatch: pytest.MonkeyPatch):
@@ -428,6 +468,20 @@ def test_bad_input_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for sentence, arguments in cases.items():
             with pytest.raises(ConfigError, match=sentence):
                 serve.main(["serve", *arguments])
+
+
+def test_a_template_without_the_clients_words_is_refused(tmp_path: Path):
+    """Somebody's own; with nothing to write what users say in, every conversation would be empty."""
+    shutil.copytree(SHIPPED, tmp_path / "run")
+    template = json.loads((TEMPLATES / "tiny.json").read_text())
+    del template["message"]
+    (tmp_path / "own.json").write_text(json.dumps(template))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["conversation"]["template"] = str(tmp_path / "own.json")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="has no field message"):
+        serve.load(tmp_path / "run", serve.Asked(prompt="client"))
+    assert serve.load(tmp_path / "run", serve.Asked()).prompt == "own"
 
 
 @pytest.mark.slow

@@ -25,9 +25,10 @@ from jaxvlmrl.serving.errors import RequestError
 from jaxvlmrl.serving.pictures import Eyes
 from jaxvlmrl.serving.protocol import ChatRequest, Limits, Writer, read_json, read_request
 from jaxvlmrl.serving.rows import Event, Job, Token, Usage
-from jaxvlmrl.serving.scheduler import Scheduler
+from jaxvlmrl.serving.scheduler import STOPPED, Scheduler
 
 BODY_SECONDS = 60  # for a body to arrive
+READING = 2  # bodies at once: pictures are decoded in them
 OPEN = ("/health",)  # without a key
 log = logging.getLogger("jaxvlmrl.serve")
 
@@ -93,9 +94,13 @@ class Server:
     access: Access
     answer: int  # tokens, at most
     queue: int = 256  # requests at once, at most
+    open_bytes: int = 256 << 20  # of bodies that are not read yet, all together
     limits: Limits = field(default_factory=Limits)
     created: int = field(default_factory=lambda: int(time.time()))
     inside: int = 0
+    _bytes: int = field(init=False, default=0)
+    _reading: asyncio.Semaphore = field(init=False, default_factory=lambda: asyncio.Semaphore(READING))
+    _engine: threading.Thread = field(init=False)
 
     def app(self) -> Starlette:
         routes = [
@@ -115,15 +120,17 @@ class Server:
 
     @asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        thread = threading.Thread(target=self.scheduler.run, name="engine", daemon=True)
-        thread.start()
+        self._engine = threading.Thread(target=self.scheduler.run, name="engine", daemon=True)
+        self._engine.start()
         yield
         self.scheduler.stop()
-        await run_in_threadpool(thread.join)
+        await run_in_threadpool(self._engine.join)
 
     # Routes
 
     async def health(self, request: Request) -> Response:
+        if self.scheduler.is_stopping or not self._engine.is_alive():
+            raise RequestError(STOPPED, status=503)
         return JSONResponse({"status": "ok"})
 
     def _card(self) -> dict[str, Any]:
@@ -144,8 +151,7 @@ class Server:
         self.inside += 1
         leave = Once(self._leave)
         try:
-            body = await self._body(request)
-            asked = await run_in_threadpool(self._read, body)
+            asked = await self._asked(request)
             answer = Answer(self, asked)
             if not asked.stream:
                 return await answer.whole(request)
@@ -158,7 +164,17 @@ class Server:
     def _leave(self) -> None:
         self.inside -= 1
 
-    async def _body(self, request: Request) -> bytes:
+    async def _asked(self, request: Request) -> ChatRequest:
+        parts: list[bytes] = []
+        try:
+            await self._receive(request, parts)
+            async with self._reading:
+                return await run_in_threadpool(self._read, parts)
+        finally:
+            self._bytes -= sum(map(len, parts))
+
+    async def _receive(self, request: Request, parts: list[bytes]) -> None:
+        """The body, in the parts it comes in, each counted in `_bytes`."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # what a foreign page may send unasked has another type
             raise RequestError("the content-type must be application/json", status=415, code="unsupported_content_type")
@@ -166,20 +182,22 @@ class Server:
         said = request.headers.get("content-length", "")
         if said.isdigit() and int(said) > self.limits.body_bytes:
             raise too_large
-        parts, size = [], 0
+        size = 0
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 async for part in request.stream():
                     parts.append(part)
                     size += len(part)
+                    self._bytes += len(part)
+                    if self._bytes > self.open_bytes:
+                        raise RequestError("too many bytes are on their way here", status=503, code="overloaded")
                     if size > self.limits.body_bytes:
                         raise too_large
         except TimeoutError as error:
             raise RequestError("the body did not arrive in time", status=408, code="timeout") from error
-        return b"".join(parts)
 
-    def _read(self, body: bytes) -> ChatRequest:
-        return read_request(read_json(body), self.name, self.answer, self.limits, self.eyes.see)
+    def _read(self, parts: list[bytes]) -> ChatRequest:
+        return read_request(read_json(b"".join(parts)), self.name, self.answer, self.limits, self.eyes.see)
 
 
 class Once:

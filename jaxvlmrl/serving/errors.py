@@ -13,4 +13,10 @@ class RequestError(Exception):
     def body(self) -> dict[str, Any]:
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status)
         kind = kind or ("server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else _sendable(self.param)
+        return {"error": {"message": _sendable(self.message), "type": kind, "param": param, "code": self.code}}
+
+
+def _sendable(text: str) -> str:
+    """Halves of surrogate pairs, which a client's own words may hold, written out."""
+    return text.encode(errors="backslashreplace").decode()

@@ -15,6 +15,7 @@ The original game's 256 x 151 frames at reference quality, greedy, first 100 tes
 import base64
 import binascii
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,8 +40,8 @@ class Eyes:
     max_bytes: int = 8 << 20  # of the file
     max_pixels: int = 1 << 24
 
-    def see(self, url: str, param: str) -> Picture:
-        """Raises `RequestError` for what is no picture in a data URI."""
+    def see(self, url: str, param: str, spend: Callable[[int], None] = lambda pixels: None) -> Picture:
+        """Raises `RequestError` for what is no picture in a data URI, and what `spend` raises of its pixels."""
         refuse = lambda message, code="invalid_image": RequestError(message, code=code, param=param)
         head, comma, data = url.partition(",")
         kind, *options = head.removeprefix("data:").lower().split(";")
@@ -56,9 +57,9 @@ class Eyes:
             content = base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError) as error:
             raise refuse("a picture's base64 cannot be decoded") from error
-        return Picture.of(self._decoded(content, FORMATS[kind], refuse))
+        return Picture.of(self._decoded(content, FORMATS[kind], refuse, spend))
 
-    def _decoded(self, content: bytes, expected: str, refuse) -> np.ndarray:
+    def _decoded(self, content: bytes, expected: str, refuse, spend) -> np.ndarray:
         try:
             with Image.open(io.BytesIO(content), formats=[expected]) as image:  # reads the header only
                 width, height = image.size
@@ -66,6 +67,7 @@ class Eyes:
                     raise refuse(
                         f"a picture of {width} x {height} is above {self.max_pixels} pixels", "image_too_large"
                     )
+                spend(width * height)
                 image.load()
                 return self.fitted(ImageOps.exif_transpose(image))
         except RequestError:

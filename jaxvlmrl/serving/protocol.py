@@ -36,8 +36,12 @@ class Limits:
     body_bytes: int = 32 << 20
     messages: int = 2048
     pictures: int = 256
+    pixels: int = 1 << 28  # as they are sent, all pictures together
     text_chars: int = 1 << 20  # all texts together
     choices: int = 16
+
+
+See = Callable[[str, str, Callable[[int], None]], Picture]  # of (data URI, place, what its pixels are told to)
 
 
 class ChatRequest(NamedTuple):
@@ -113,9 +117,7 @@ def wrong(name: str, rule: str) -> RequestError:
     return RequestError(f"{name} {rule}", code="invalid_value", param=name)
 
 
-def read_request(
-    data: dict[str, Any], model: str, answer: int, limits: Limits, see: Callable[[str, str], Picture]
-) -> ChatRequest:
+def read_request(data: dict[str, Any], model: str, answer: int, limits: Limits, see: See) -> ChatRequest:
     """The request in a body; `see` makes pictures of data URIs. Raises `RequestError`."""
     asked = Reader(data)
     name = asked.data.pop("model", None)
@@ -156,13 +158,13 @@ def stream_options(asked: Reader, stream: bool) -> bool:
 # Messages
 
 
-def read_messages(messages: Any, limits: Limits, see: Callable[[str, str], Picture]) -> Dialogue:
+def read_messages(messages: Any, limits: Limits, see: See) -> Dialogue:
     """System messages first, then user and assistant in turn; several of one side in a row are one."""
     if not isinstance(messages, list) or not messages:
         raise wrong("messages", "must be a list of messages")
     if len(messages) > limits.messages:
         raise wrong("messages", f"has {len(messages)} messages, at most {limits.messages} are taken")
-    left = _Left(limits.pictures, limits.text_chars)
+    left = _Left(limits.pictures, limits.pixels, limits.text_chars)
     system: str | None = None
     turns: list[Turn] = []
     for index, message in enumerate(messages):
@@ -200,8 +202,8 @@ def _check_answer(message: dict[str, Any], where: str) -> None:
 class _Left:
     """What a request may still hold."""
 
-    def __init__(self, pictures: int, chars: int):
-        self.pictures, self.chars = pictures, chars
+    def __init__(self, pictures: int, pixels: int, chars: int):
+        self.pictures, self.pixels, self.chars = pictures, pixels, chars
 
     def text(self, text: str, where: str) -> str:
         self.chars -= len(text)
@@ -218,17 +220,22 @@ class _Left:
         if self.pictures < 0:
             raise wrong(where, "is one picture more than this server takes")
 
+    def spend(self, pixels: int) -> None:
+        self.pixels -= pixels
+        if self.pixels < 0:
+            raise wrong("messages", "have pictures of more pixels, all together, than this server takes")
+
 
 def _texts(content: Any, where: str, left: _Left) -> list[str]:
     """Of a message that has no pictures."""
 
-    def no_picture(url: str, param: str) -> Picture:
+    def no_picture(url: str, param: str, spend: Callable[[int], None]) -> Picture:
         raise wrong(param, "is a picture, which only users may send")
 
     return [part for part in _content(content, where, left, no_picture) if isinstance(part, str)]
 
 
-def _content(content: Any, where: str, left: _Left, see: Callable[[str, str], Picture]) -> list[str | Picture]:
+def _content(content: Any, where: str, left: _Left, see: See) -> list[str | Picture]:
     where = f"{where}.content"
     if isinstance(content, str):
         return [left.text(content, where)]
@@ -242,7 +249,7 @@ def _content(content: Any, where: str, left: _Left, see: Callable[[str, str], Pi
             found.append(left.text(part["text"], at))
         elif kind == "image_url":
             left.picture(at)
-            found.append(see(_url(part.get("image_url"), at), f"{at}.image_url"))
+            found.append(see(_url(part.get("image_url"), at), f"{at}.image_url", left.spend))
         else:
             raise wrong(at, "must be a part of type text or image_url")
     return found

@@ -53,9 +53,14 @@ def load(folder: Path, asked: Asked) -> Served:
     """Raises `ConfigError` for a folder that cannot be served."""
     if asked.prompt not in (None, *KINDS):
         raise ConfigError(f"--prompt={asked.prompt} is neither {' nor '.join(KINDS)}")
-    if is_run(folder):
-        return _run(folder, asked)
-    return _published(folder, asked)
+    served = _run(folder, asked) if is_run(folder) else _published(folder, asked)
+    chat = served.policy.chat
+    if served.prompt == "client" and "{content}" not in chat.template.message:
+        raise ConfigError(
+            f"the chat template {chat.template_name} has no field message with {{content}} in it, which conversations in"
+            " the client's words need; --prompt=own does without"
+        )
+    return served
 
 
 def is_run(folder: Path) -> bool:
