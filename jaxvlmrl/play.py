@@ -12,9 +12,15 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import NoReturn
 
-from jaxvlmrl.playing.app import HERE, Loading, QuietServer, listen, make_app, make_server
-
 BAD_INPUT = 2  # exit code, as `command_line` has it; importing that takes the seconds in which the page shall be there
+
+try:
+    from jaxvlmrl.playing.app import HERE, Loading, QuietServer, listen, make_app, make_server
+except ModuleNotFoundError:
+    if __name__ != "__main__":
+        raise
+    print("jaxvlmrl.play: it needs an extra: pip install 'jaxvlmrl[serve]'", file=sys.stderr)
+    sys.exit(BAD_INPUT)
 
 
 class Flags(argparse.ArgumentParser):

@@ -92,7 +92,7 @@ def test_a_person_wins_a_seed(page: str):
     assert ask(page, "person", FIRST | {"done": [*SHORTEST, "left"]})[0] == 400
 
 
-@pytest.mark.parametrize("typed", ["jump", "forward 0", "forward", "", "forward ²", 7, "x" * 101])
+@pytest.mark.parametrize("typed", ["jump", "forward 0", "forward", "", "forward ²", 7, "x" * 101, "\ud800"])
 def test_what_the_game_refuses_is_said(page: str, typed: Any):
     status, answer = ask(page, "person", FIRST | {"done": ["left"], "command": typed})
     assert status == 200
@@ -119,12 +119,14 @@ BAD = {
     "no list": ("person", FIRST, "at most 500 turns"),
     "long list": ("person", FIRST | {"done": ["left"] * 501}, "at most 500 turns"),
     "word": ("person", FIRST | {"done": ["jump"]}, "does not know “jump”"),
+    "half a pair": ("person", FIRST | {"done": ["\ud800"]}, "does not know “\\ud800”"),
     "own": ("person", FIRST | {"done": [OWN]}, "commands only"),
     "larger": ("model", FIRST | {"done": [], "size": 9}, "boards up to 8 x 8"),
     "longer": ("model", FIRST | {"done": ["left"] * 51}, "room for 50 turns"),
     "after": ("model", FIRST | {"done": [*SHORTEST, OWN]}, "is won"),
     "no JSON": ("scores", b"{", "is no JSON"),
-    "no length": ("scores", b" " * 70_000, "at most 65536 bytes"),
+    "too deep": ("scores", b"[" * 60_000, "is no JSON"),
+    "too long": ("scores", b" " * 70_000, "at most 65536 bytes"),
 }
 
 
@@ -135,6 +137,16 @@ def test_what_cannot_be_is_refused_in_a_sentence(page: str, what: str):
     assert status == 400
     assert words in answer["error"]
     assert "\n" not in answer["error"]
+
+
+def test_bytes_are_counted_where_no_length_is_given(page: str):
+    """Chunked, as urllib sends what it cannot measure."""
+    for body, words in (([b"{"] * 9, "is no JSON"), ([b" " * 10_000] * 7, "at most 65536 bytes")):
+        request = urllib.request.Request(f"{page}/api/scores", iter(body), {"content-type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            urllib.request.urlopen(request, timeout=60)
+        assert refusal.value.code == 400
+        assert words in json.loads(refusal.value.read())["error"]
 
 
 def test_other_sites_are_kept_out(page: str):
@@ -193,8 +205,9 @@ def test_it_says_what_it_would_say_anywhere(page: str, seat: Model):
 def test_its_own_words_given_to_it_change_nothing(seat: Model):
     """A conversation with forced answers is the one the sampler had."""
     start = Start("7", 8, 3)
-    own, told = (OWN,) * 3, tuple(seat.played(start, (OWN,) * 3))
-    assert None not in told
+    own = (OWN,) * 3
+    told = tuple(command for command in seat.played(start, own) if command)
+    assert len(told) == len(own)
     one, other = (seat.step(start, done) for done in (own, told))
     np.testing.assert_array_equal(one.image, other.image)
     assert one.said is not None
@@ -257,6 +270,13 @@ def test_command_refuses_in_a_sentence(tmp_path: Path):
             assert done.stderr.startswith("jaxvlmrl.play: ")
             assert words in done.stderr
             assert len(done.stderr.splitlines()) == 1
+
+
+def test_command_says_which_extra_is_missing():
+    without = "import runpy, sys; sys.modules['uvicorn'] = None; runpy.run_module('jaxvlmrl.play', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", without], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr == "jaxvlmrl.play: it needs an extra: pip install 'jaxvlmrl[serve]'\n"
 
 
 def test_command_shows_the_page_at_once_and_ends_when_told():

@@ -96,11 +96,14 @@ async def read_json(request: Request) -> Any:
     """The request's data, or what is answered to one that has none."""
     if request.headers.get("content-type", "").partition(";")[0] != "application/json":
         return refused("a request is JSON and says so in its content-type")  # so no other site's form can send one
-    if int(request.headers.get("content-length") or LARGEST_REQUEST + 1) > LARGEST_REQUEST:
-        return refused(f"a request has at most {LARGEST_REQUEST} bytes, and says how many")
+    body = bytearray()
+    async for part in request.stream():  # counted as it comes: a chunked request names no length
+        body += part
+        if len(body) > LARGEST_REQUEST:
+            return refused(f"a request has at most {LARGEST_REQUEST} bytes")
     try:
-        return json.loads(await request.body())
-    except ValueError:
+        return json.loads(body)
+    except (ValueError, RecursionError):
         return refused("the request is no JSON")
 
 

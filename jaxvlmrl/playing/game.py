@@ -75,8 +75,15 @@ def canonical(text: Any) -> str:
         raise BadRequest(f"a command is a text of at most {LONGEST_COMMAND} characters")
     action = parse_command(text)
     if action == UNPARSABLE:
-        raise BadRequest(f"the game does not know “{text.strip()}”: write left, right or forward N, with N from 1")
+        raise BadRequest(
+            f"the game does not know “{printable(text.strip())}”: write left, right or forward N, with N from 1"
+        )
     return command_text(action)
+
+
+def printable(text: str) -> str:
+    """With halves of surrogate pairs escaped: JSON can hold one alone, an answer in UTF-8 cannot."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 # Rules and pictures

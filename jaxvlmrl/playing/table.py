@@ -117,7 +117,7 @@ def film(start: Start, words: list[str], commands: list[str]) -> list[Image.Imag
     """A captioned picture of each turn, and of the end."""
     env = game.people_env(start)
     state = game.first_state(env, start)
-    name = f"seed {start.seed.strip() or '0'}"[:40]
+    name = f"seed {game.printable(start.seed.strip()) or '0'}"[:40]
     sheets = []
     for turn, (said, command) in enumerate(zip(words, commands, strict=True)):
         sheets.append(pictures.captioned(small(start, state), f"{name}, turn {turn + 1}", said or "(says nothing)"))

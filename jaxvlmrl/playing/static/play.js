@@ -191,6 +191,16 @@ function showScores() {
   draw.scores([...(you.score ? [{ ...you.score, player, isMine: true, isUnderWay: !you.score.won }] : []), ...others]);
 }
 
+/** A game at a start that the server accepts; where it does not, the one before stays, or the form's own where there is none. */
+async function openOrStay(...wanted) {
+  try {
+    await open(...wanted);
+  } catch (error) {
+    if (!game.start) await open(entered());
+    throw error;
+  }
+}
+
 async function open(start, you = {}, model = {}) {
   running += 1;
   const before = game.start;
@@ -214,10 +224,10 @@ async function open(start, you = {}, model = {}) {
 
 /** A game from its start: the person's board first, then the model's, then what the others did. */
 function begin(start, you, model) {
-  inTurn(() => open(start, you, model));
+  inTurn(() => openOrStay(start, you, model));
   seated.then(() => {
-    if (about.model) inTurn(() => (game.start.size > about.model.largest ? showAbsent() : showPresent()), "model-message");
-    inTurn(async () => ((game.others = await ask("scores", game.start)), showScores()));
+    if (about.model) inTurn(() => game.start && (game.start.size > about.model.largest ? showAbsent() : showPresent()), "model-message");
+    inTurn(async () => game.start && ((game.others = await ask("scores", game.start)), showScores()));
   });
 }
 
