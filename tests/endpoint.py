@@ -109,6 +109,7 @@ class Handler(BaseHTTPRequestHandler):
         elif fault == NO_JSON:
             self.reply(200, b"<html>not here</html>", {})
         elif fault is not None:
+            assert not isinstance(fault, str), fault
             status, headers = fault
             told = json.dumps({"error": {"message": f"status {status} for key {self.headers.get('Authorization')}"}})
             said, headers = (headers, {}) if isinstance(headers, str) else (told, headers)

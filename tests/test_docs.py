@@ -93,7 +93,8 @@ def has_a_place(command: Command) -> bool:
     if command.program == "pytest":
         return True  # by the suite itself; its files are looked for below
     if command.program.startswith("jaxvlmrl."):  # a server, say, that no command line ends
-        return any(command.program in path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+        started = f'"-m", "{command.program}"'
+        return any(started in path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     return re.search(rf"^ *run {re.escape(command.text)}( -- .*)?$", SCRIPT, flags=re.MULTILINE) is not None
 
 
@@ -101,6 +102,7 @@ def test_every_command_has_a_place():
     found = by_text()
     assert len(found) > 20, "the collection works"
     homeless = {command.page: text for text, command in found.items() if not has_a_place(command)}
+    assert not has_a_place(Command("a page", "python -m jaxvlmrl.playing")), "a name that begins alike is another"
     assert not homeless, f"name them in experiments/readme_commands.sh, or in one of the tables above: {homeless}"
     unused = [prefix for prefix in OTHERWISE if not any(text.startswith(prefix) for text in found)]
     assert not unused, f"no longer documented: {unused}"
@@ -134,15 +136,19 @@ def test_every_python_block_is_executed_by_a_test():
     assert all(f'blocks("{path.relative_to(ROOT).as_posix()}")' in tests for path in with_blocks)
 
 
-def in_small(command: Command, tmp: Path) -> list[str]:
-    """The arguments of a command made small: the config's `:tiny`, the policy that ships with the repository."""
+def in_small(command: Command, tmp: Path, url: str) -> list[str]:
+    """The arguments of a command made small: the config's `:tiny`, the policy that ships with the repository.
+
+    A remote model is asked at `url`, whatever stands in the command.
+    """
     words = [re.sub(r"runs/[\w-]+|^RUN$|(?<==)DIR$", "experiments/quickstart", word) for word in command.arguments]
     words = [re.sub(r"(?<==)(FILE|FOLDER)$", f"{tmp}/new", word) for word in words]
+    words = [re.sub(r"^--base_url=.*", f"--base_url={url}", word) for word in words]
     if command.program == "jaxvlmrl.train":
         tiny = lambda config: config if config.endswith("tiny") else f"{config}{',' if ':' in config else ':'}tiny"
         words = [tiny(word) if word.startswith("--config=") else word for word in words]
-    if command.program == "jaxvlmrl.evaluate" and "--policy=openai" not in words:
-        words.append("--samples=1")
+    if command.program == "jaxvlmrl.evaluate":
+        words.append(f"--transcripts={tmp}/games" if "--policy=openai" in words else "--samples=1")
     if command.program == "jaxvlmrl.export":  # that policy has no adapters; tests/test_export_and_plan.py exports some
         words.remove("--adapters")
     return [*words, *(word.format(tmp=tmp) for word in SMALLER[command.program])]
@@ -161,6 +167,6 @@ def test_commands_run(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     main = importlib.import_module(command.program).main
     started = [time.time()] if command.program == "jaxvlmrl.train" else []
     with serving(lambda messages: "`left`") as server:
-        words = [word.replace("https://HOST/v1", server.url) for word in in_small(command, tmp_path)]
-        code = main([command.program, *words], *started)
+        code = main([command.program, *in_small(command, tmp_path, server.url)], *started)
+    assert bool(server.requests) == ("--policy=openai" in command.arguments)
     assert code == 0 or (code == 1 and command.program == "jaxvlmrl.plan"), "1: it does not fit"

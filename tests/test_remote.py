@@ -139,7 +139,7 @@ def test_an_unsettled_camera_is_that_of_the_live_page(tmp_path: Path):
 def test_whatever_may_pass_is_tried_again(board: remote.Board, expert: Expert, unbroken: Any, tmp_path: Path):
     """Requests fail in all ways that are quick; the games are those of an endpoint without faults."""
     faults = [(429, {"Retry-After": "1"}), (500, {}), CUT, NO_JSON, (408, {}), (409, {}), (503, {})]
-    failing = dict(zip((0, 2, 3, 5, 7, 9, 10), faults))
+    failing: dict[int, Any] = dict(zip((0, 2, 3, 5, 7, 9, 10), faults))
     with serving(expert, lambda n, messages: failing.get(n)) as server:
         found = play(board, server, tmp_path, running=Running(1, 3, 30.0, 0.01))
     assert answers(found) == answers(unbroken)
