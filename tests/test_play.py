@@ -232,7 +232,8 @@ def test_where_only_commands_can_be_said_they_add_up(seat: Model):
 def test_a_run_that_kept_its_critic_shows_values(tmp_path: Path):
     """Of the best policy's row; a critic of another moment is none."""
     run = tmp_path / "run"
-    shutil.copytree(SHIPPED, run)
+    shutil.copytree(SHIPPED, run, ignore=shutil.ignore_patterns("critic"))
+    assert load_model(run).critic is None
     config = runs.read_config(run)
     critic = config.critic.init(jax.random.key(1), 32, 32, config.model.text.width)
     with runs.open_checkpoints(run / "critic", keep=1) as kept:
