@@ -29,6 +29,19 @@ def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None]) -> fl
     return values
 
 
+def helped(argv: Sequence[str], text: str | None, define: Callable[[flags.FlagValues], None]) -> bool:
+    """Whether help was asked for, which is then given: a command's own text and its flags with their defaults."""
+    if "--help" not in argv:
+        return False
+    values = flags.FlagValues()
+    define(values)
+    print((text or "").strip())
+    for name in values:
+        default = "" if values[name].default is None else values[name].default
+        print(f"  --{name}={default}  {values[name].help}")
+    return True
+
+
 def define_config(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """--config=configs/NAME.py[:variant] and an override for each of its fields."""
     help_text = "configs/NAME.py[:variant]; override fields with --config.a.b=value"

@@ -172,8 +172,7 @@ def read_seeds(text: str) -> range:
 
 
 def main(argv: list[str]) -> int:
-    if "--help" in argv:
-        print(__doc__)
+    if command_line.helped(argv, __doc__, define):
         return 0
     values = command_line.parse(argv, define)
     given: dict[str, Any] = values.flag_values_dict()

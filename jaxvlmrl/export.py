@@ -57,8 +57,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def main(argv: list[str]) -> int:
-    if "--help" in argv:
-        print(__doc__)
+    if command_line.helped(argv, __doc__, define):
         return 0
     given = command_line.parse(argv, define).flag_values_dict()
     if given["checkpoint"] is None or given["to"] is None:

@@ -151,8 +151,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def main(argv: list[str]) -> int:
-    if "--help" in argv:
-        print(__doc__)
+    if command_line.helped(argv, __doc__, define):
         return 0
     config, values = command_line.read_config(argv, define)
     memory = int(values["memory"].value * GIB) if values["memory"].value else device_memory()

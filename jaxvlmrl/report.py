@@ -240,10 +240,11 @@ def main(argv: list[str]) -> int:
     unknown = [argument for argument in argv[1:] if argument.startswith("--") and not argument.startswith("--to=")]
     if unknown or not folders:
         raise ConfigError("say which runs to report: python -m jaxvlmrl.report RUN [RUN ...] [--to=report.html]")
+    read_runs = [read(Path(folder)) for folder in folders]
     target = Path(targets[-1] if targets else Path(folders[0]) / "report.html")
     if not target.absolute().parent.is_dir():
         raise ConfigError(f"--to={target} is in a folder that does not exist")
-    runs.write_text(target, page([read(Path(folder)) for folder in folders]))
+    runs.write_text(target, page(read_runs))
     print(f"wrote {target}")
     return 0
 

@@ -18,7 +18,8 @@ from absl import flags
 try:
     import uvicorn
 except ImportError:
-    sys.exit("jaxvlmrl.serve: it needs an extra: pip install 'jaxvlmrl[serve]'")
+    print("jaxvlmrl.serve: it needs an extra: pip install 'jaxvlmrl[serve]'", file=sys.stderr)
+    sys.exit(2)
 
 from jaxvlmrl import command_line
 from jaxvlmrl.config import ConfigError
@@ -116,8 +117,7 @@ def access_of(host: str, key: str | None) -> Access:
 
 
 def main(argv: list[str]) -> int:
-    if "--help" in argv:
-        print(__doc__)
+    if command_line.helped(argv, __doc__, define):
         return 0
     given: dict[str, Any] = command_line.parse(argv, define).flag_values_dict()
     if (given["checkpoint"] is None) == (given["model"] is None):

@@ -269,8 +269,7 @@ def define(values: flags.FlagValues) -> None:
 
 
 def main(argv: list[str], started: float) -> int:
-    if "--help" in argv:
-        print(__doc__)
+    if command_line.helped(argv, __doc__, define):
         return 0
     config, values = command_line.read_config(argv, define)
     default = f"runs/{command_line.config_name(values)}-{config.seed}"
