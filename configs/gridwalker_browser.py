@@ -20,8 +20,9 @@ from jaxvlmrl.optimizer import Optimizer
 
 
 def get_config(variant: str = "") -> Config:
+    is_tiny = "tiny" in variant.split(",")  # the reference quality takes minutes to compile for a CPU
     config = Config(
-        env=GridWalker(height=151, width=256, quality="reference", camera="live"),
+        env=GridWalker(height=151, width=256, quality="training" if is_tiny else "reference", camera="live"),
         model=SmolVLM(vision=VisionConfig(image_size=64, patch_size=16), resize=True),
         critic=ValueHead(),
         env_params=Params(step_cost=0.1, min_camera_frames=8.0, max_camera_frames=60.0),
@@ -40,6 +41,4 @@ def get_config(variant: str = "") -> Config:
             warmup_updates=5,
         ),
     )  # fmt: skip
-    if "tiny" in variant.split(","):
-        config.env.quality = "training"  # the other takes minutes to compile for a CPU
     return config.variant(variant)
