@@ -8,10 +8,10 @@
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 unset XLA_PYTHON_CLIENT_MEM_FRACTION
 seconds=${1:-3000}
-groups=${2:-random weak,ablations thinking,long_small}
+groups=${2:-random thinking ablations,long_small}
 compare() {
   python experiments/compare.py --settings="$1" --together --nopins --parallel="${PARALLEL:-3}" --runs=runs/compare \
-    --override=rl.validate_every=25 --override=rl.microbatches=1 --results="$OUT" "${@:2}"
+    --seeds="${SEEDS:-0,1,2,3,4}" --override=rl.microbatches=1 --results="$OUT" "${@:2}"
 }
 set -m # each group of its own, to be ended with all that it began
 for group in $groups; do compare "$group" & done

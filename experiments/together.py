@@ -64,7 +64,9 @@ def learn(
     """The phase's updates until every seed has made its own; what a seed does afterwards is not written down."""
     state = jax.jit(jax.vmap(phase.init))(stacked(firsts), jax.vmap(lambda key: fold(key, phase.num_updates))(keys))
     step = jax.jit(jax.vmap(phase.step, in_axes=(0, None, 0, None)), donate_argnums=0)
+    begun = time.time()
     step = step.lower(state, {}, keys, jnp.int32(0)).compile()
+    print(f"compiled in {time.time() - begun:.0f} s", flush=True)
     progress = list(progress)
     for update in range(phase.num_updates):
         begun = time.time()
