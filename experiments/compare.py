@@ -5,8 +5,9 @@ constant, since runs that end with their steps cannot know how many updates that
 but none for methods of whole episodes where answers are free: their papers have none, and without normalised advantages
 it outweighs them (LOOP, seed 0: 50% with, 62% without). From random weights those whose advantages are in units of reward
 have a fifth of it, as one game in twenty is won at first: a deviation of 0.22. "weak" starts from a short imitation that all
-methods of a run seed share, and so do the "ablations" of VL-DAC; "random" from random weights with canonical answers,
-"thinking" from an imitation of thoughts and commands; "long" and "long_small" give games 100 and 40 turns.
+methods of a run seed share, and so do the "ablations" of VL-DAC; "random" from random weights with canonical answers;
+"thinking" from an imitation of thoughts and commands, and "direct" from one as long of commands alone; "long" and
+"long_small", games of 100 and 40 turns, from a short imitation too.
 Finished runs are only read. Writes
 experiments/results/compare_<setting>.json, .md (the table) and .png of the rows that are finished; --parallel runs go on at
 once, a core each. On a GPU, `--together --nopins` makes one program of a row's seeds (experiments/together.py).
@@ -46,6 +47,7 @@ class Setting(NamedTuple):
     base: str = ""  # the config's own variant
     is_free: bool = False  # answers are anything the model likes
     unnormalised: tuple[str, ...] = ()  # given to methods whose advantages are in units of reward
+    overrides: tuple[str, ...] = ()  # given to all
 
 
 METHODS = {
@@ -88,15 +90,22 @@ ESTIMATES = {
         ("REINFORCE++", "reinforce_pp"),
     )
 }
+LONG = (  # batches of 64 games: as many optimiser steps as the paper's study makes; from a start one knows how to turn
+    "--config.rl.num_envs=64",
+    "--config.rl.num_updates=6000",
+    "--config.algorithm.entropy_coef=0.01",
+    "--config.algorithm.final_entropy_coef=0.01",
+)
 SETTINGS = {
     "weak": Setting("quickstart", 150_000, METHODS, imitation=80, is_free=True),
     "ablations": Setting("quickstart", 150_000, ABLATIONS, imitation=80, is_free=True),
     "random": Setting("gridwalker_from_scratch", 500_000, METHODS, unnormalised=FIFTH_OF_BONUS),
-    "long_small": Setting("gridwalker_long", 300_000, ESTIMATES, base="small"),
-    "long": Setting("gridwalker_long", 5_000_000, ESTIMATES),
+    "long_small": Setting("gridwalker_long", 150_000, ESTIMATES, imitation=50, base="small", overrides=LONG),
+    "long": Setting("gridwalker_long", 2_000_000, ESTIMATES, imitation=100, overrides=LONG),
     "thinking": Setting(
         "gridwalker_thinking", 150_000, {"VL-DAC": METHODS["VL-DAC"]} | LAMBDAS, imitation=300, is_free=True
     ),
+    "direct": Setting("quickstart", 150_000, {"VL-DAC": METHODS["VL-DAC"]}, imitation=300, is_free=True),
 }
 FEWEST_TURNS = 1024  # of an update: 256 episodes of four; whole runs are of so many updates or end at their steps
 T_QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided 95%, by number of values
@@ -156,9 +165,11 @@ def call(program: list[str], *arguments: str, core: int | None = None) -> int:
     log = Path(f"{workdir}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     pin = (lambda: os.sched_setaffinity(0, {core})) if core is not None and hasattr(os, "sched_setaffinity") else None
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(Path(RUNS.value).resolve() / ".jax_cache")}  # for a row's other seeds
+    command = [sys.executable, *program, *arguments]
     with log.open("a") as out:
-        command = [sys.executable, *program, *arguments]
-        return subprocess.run(command, check=False, stdout=out, stderr=out, preexec_fn=pin).returncode
+        ended = subprocess.run(command, check=False, stdout=out, stderr=out, preexec_fn=pin, env=cache | os.environ)
+    return ended.returncode
 
 
 def start_folder(setting: str, seed: str) -> Path:
@@ -190,6 +201,7 @@ def arguments(setting_name: str, method: str) -> list[str]:
         given += setting.unnormalised
     given += ["--config.imitation.num_updates=0", f"--config.rl.num_updates={setting.steps // FEWEST_TURNS}"]
     given += [f"--config.rl.stop_after_turns={setting.steps}", "--config.rl.optimizer.final_share=1."]
+    given += setting.overrides
     return given + [f"--config.{override}" for override in OVERRIDES.value or []]
 
 
@@ -255,7 +267,7 @@ def record(setting: str, name: str) -> dict[str, Any]:
         "setting": setting, "method": name, "before": [s["before_rl"]["win_rate_greedy"] for s in summaries],
         "greedy": heldout("win_rate_greedy"), "sampled": heldout("win_rate_sampled"), "area": [area(job) for job in jobs],
         "turns": heldout("mean_turns"), "steps": [int(curve(job)[0][-1]) for job in jobs],
-        "wall_s": [summary["wall_s"] for summary in summaries],
+        "wall_s": [summary["wall_s"] for summary in summaries], "machine": summaries[0]["machine"],
     }  # fmt: skip
     extra = [key for key in summaries[0]["heldout"] if key.startswith("thoughts_") or key == "tokens_per_turn"]
     return figures | {key: heldout(key) for key in extra}
