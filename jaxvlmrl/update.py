@@ -166,14 +166,11 @@ class ActorCritic:
         if self.critic.reads_hidden:
             hidden = jnp.concatenate([trajectory.prompt_hidden, trajectory.next_hidden[None]])
             return self.critic.value(critic, hidden), self.critic.value(critic, trajectory.final_hidden)
-        turns, batch = trajectory.reward.shape
-        join = lambda seen, next_, final: jnp.concatenate([seen, next_[None], final])
-        states = jax.tree.map(join, trajectory.state, session.state, trajectory.final_state)
-        counts = jnp.concatenate([jnp.ones((turns + 1, batch), bool), trajectory.truncated])
         value_of = lambda state: self.critic.value(critic, rollout.images(self.env.env, state, lead=1))
-        if_any = lambda xs: jax.lax.cond(jnp.any(xs[1]), value_of, lambda _: jnp.zeros(batch), xs[0])
-        values = jax.lax.map(if_any, (states, counts))  # both in one loop: the renderer is compiled once
-        return values[: turns + 1], values[turns + 1 :]
+        seen = jax.tree.map(lambda a, b: jnp.concatenate([a, b[None]]), trajectory.state, session.state)
+        zeros = jnp.zeros(trajectory.reward.shape[1])
+        if_cut = lambda xs: jax.lax.cond(jnp.any(xs[1]), value_of, lambda _: zeros, xs[0])
+        return jax.lax.map(value_of, seen), jax.lax.map(if_cut, (trajectory.final_state, trajectory.truncated))
 
     def rows(
         self, learner: Learner, frozen: Params, trajectory: Trajectory, value: jax.Array, final_value: jax.Array,
