@@ -68,9 +68,15 @@ def images(env: Environment, states: State, lead: int) -> jax.Array:
     """[..., height, width, 3] uint8 pictures of states with `lead` leading axes."""
     shape = jax.tree.leaves(states)[0].shape[:lead]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[lead:]), states)
-    draw = lambda: jax.vmap(env.observe)(flat)["image"]
+    draw = lambda: jax.vmap(partial(picture, env))(flat)
     drawn = jax.lax.cond(always(flat), draw, lambda: jnp.zeros(jax.eval_shape(draw).shape, jnp.uint8))
     return drawn.reshape(*shape, *drawn.shape[1:])
+
+
+@partial(jax.jit, static_argnums=0)
+def picture(env: Environment, state: State) -> jax.Array:
+    """Of one state; a function of its own, so that a program which draws in many places traces it once."""
+    return env.observe(state)["image"]
 
 
 def always(tree: State) -> jax.Array:

@@ -32,13 +32,10 @@ def test_config_builds(name: str):
             make_policy(config)
 
 
-FAST = ("qwen3_vl_2b_gridwalker_vl_dac",)
-OTHERS = [name for name in CONFIGS if name != "quickstart"]
-
-
-@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in OTHERS])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "quickstart"])
 def test_tiny_variant_runs(name: str, tmp_path: Path):
-    """The quickstart's is what test_runs.py is about, that of thinking is in test_thinking.py too."""
+    """The quickstart's is what test_runs.py is about."""
     argv = ["train", f"--config={ROOT}/configs/{name}.py:tiny"]
     config, _ = command_line.read_config(argv, train.define)
     train.train(config, tmp_path / "run", time.time())

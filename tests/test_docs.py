@@ -74,6 +74,8 @@ OTHERWISE = {  # prefix of a command: why neither a test nor the script runs it
     "python -m jaxvlmrl.plan --config=configs/smolvlm_256m_gridwalker_vl_dac.py": "needs published weights",
     "bash experiments/readme_commands.sh": "is what runs the others",
     "python experiments/compare_along.py": "reads runs that were cut off on a GPU",
+    "bash experiments/gpu_compare.sh": "needs a GPU",
+    "python experiments/compare.py --settings=ablations": "the script runs a row of another setting",
     "python -m jaxvlmrl.train --config=configs/smollm2_135m_gridwalker.py": "takes an hour, and SmolLM2's wheel",
 }
 

@@ -57,6 +57,7 @@ def test_hidden_is_what_the_picture_does_not_show():
     assert np.mean(has_gold == ~is_hidden) > 0.9  # a block may stand before it, an edge of its tile may show
 
 
+@pytest.mark.slow
 def test_a_policy_is_taught(tmp_path: Path):
     """Questions first, then games; the figures of both end up in the summary, and what is kept is the taught policy."""
     config = quickstart.get_config("tiny")

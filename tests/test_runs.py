@@ -88,7 +88,7 @@ class Died(BaseException):
     """A death that nothing in the program may catch."""
 
 
-@pytest.mark.parametrize("row", [0, 1, 3])
+@pytest.mark.parametrize("row", [3, *(pytest.param(row, marks=pytest.mark.slow) for row in (0, 1))])
 def test_resumed_run_is_the_unbroken_one(unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row: int):
     """Dies after a row is half written and before its checkpoint, in either phase and between them."""
     write = Run.write
@@ -303,6 +303,7 @@ def test_watchdog_sees_a_policy_collapse():
     assert [line.split(":")[0] for line in mute] == ["answers"], "who cannot be read has another trouble"
 
 
+@pytest.mark.slow
 def test_evaluate_sets_two_checkpoints_side_by_side(unbroken: Path, capsys: pytest.CaptureFixture):
     """A checkpoint and itself: the same rows twice, split by distance and first view."""
     command = ["evaluate", f"--checkpoint={unbroken}", f"--base={unbroken}", "--seeds=0:6", "--turns=4", "--samples=4"]

@@ -116,7 +116,8 @@ def test_thoughts_earn_by_the_turn_or_with_a_win(policy: Policy):
     np.testing.assert_allclose(pay("wins"), [[0.0, 0.0], [0.0, 0.0], [0.2, 0.0]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("variant", ["tiny", pytest.param("zero,rl4vlm,tiny", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["tiny", "zero,rl4vlm,tiny"])
 def test_two_updates_with_thoughts(variant: str, tmp_path: Path):
     config = gridwalker_thinking.get_config(variant)
     config.imitation.num_updates = 0 if "zero" in variant else 1
