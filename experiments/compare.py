@@ -100,7 +100,7 @@ SETTINGS = {
     "weak": Setting("quickstart", 150_000, METHODS, imitation=80, is_free=True),
     "ablations": Setting("quickstart", 150_000, ABLATIONS, imitation=80, is_free=True),
     "random": Setting("gridwalker_from_scratch", 500_000, METHODS, unnormalised=FIFTH_OF_BONUS),
-    "long_small": Setting("gridwalker_long", 150_000, ESTIMATES, imitation=50, base="small", overrides=LONG),
+    "long_small": Setting("gridwalker_long", 100_000, ESTIMATES, imitation=50, base="small", overrides=LONG),
     "long": Setting("gridwalker_long", 2_000_000, ESTIMATES, imitation=100, overrides=LONG),
     "thinking": Setting(
         "gridwalker_thinking", 150_000, {"VL-DAC": METHODS["VL-DAC"]} | LAMBDAS, imitation=300, is_free=True

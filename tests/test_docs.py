@@ -76,6 +76,8 @@ OTHERWISE = {  # prefix of a command: why neither a test nor the script runs it
     "python experiments/compare_along.py": "reads runs that were cut off on a GPU",
     "bash experiments/gpu_compare.sh": "needs a GPU",
     "python experiments/compare.py --settings=ablations": "the script runs a row of another setting",
+    "python experiments/compare.py --settings=direct": "the same",
+    "python experiments/compare.py --settings=long_small": "the same",
     "python -m jaxvlmrl.train --config=configs/smollm2_135m_gridwalker.py": "takes an hour, and SmolLM2's wheel",
 }
 
