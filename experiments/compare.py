@@ -77,6 +77,9 @@ LAMBDAS = {
     for value in (0.2, 0.35, 0.5, 1.0)
 }
 ESTIMATES = {
+    "VL-DAC": Method(
+        "vl_dac", ("--config.algorithm.gae_lambda=0.9", "--config.algorithm.value_coef=1.", "--config.rl.num_turns=16")
+    ),
     "Odysseus": METHODS["Odysseus"],
     "Odysseus, all advantages": Method("odysseus", ("--config.algorithm.keeps_only_positive=False",)),
 } | {
