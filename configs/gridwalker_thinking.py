@@ -3,7 +3,7 @@
     python -m jaxvlmrl.train --config=configs/gridwalker_thinking.py
 
 `:zero` leaves imitation out: commands are canonical, thoughts are whatever the model likes, and every whole one is paid.
-Whether thinking helps, and whether the thoughts are true, is asked in experiments/README.md.
+Whether thinking helps, and whether the thoughts are true, is asked in docs/comparison.md.
 """
 
 from envs_jax.grid_walker.grid_walker import Params
