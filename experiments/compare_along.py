@@ -7,6 +7,7 @@ not come so far are left out. Writes experiments/results/compare_<setting>_along
 
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,27 @@ MACHINE = flags.DEFINE_string("machine", "", "what the runs were made on, for th
 
 
 def record(name: str, seeds: list[str]) -> dict[str, Any]:
-    """A row's figures, one of each seed; a policy of random weights wins nothing before its first validation."""
+    """A row's figures, one of each seed."""
     jobs = [compare.Job(SETTING.value, name, seed) for seed in seeds]
-    curves = [compare.curve(job) for job in jobs]
+    curves = [curve(job) for job in jobs]
     last = [json.loads((job.folder / "metrics.jsonl").read_text().splitlines()[-1]) for job in jobs]
     along = np.linspace(0, UPTO.value, 1001)
-    at = lambda curve, steps: np.interp(steps, np.append(0, curve[0]), np.append(0.0, curve[1]))
+    at = lambda points, steps: np.interp(steps, *points)
     return {
         "method": name, "steps": UPTO.value, "machine": MACHINE.value,
-        "validation": [float(at(curve, UPTO.value)) for curve in curves],
-        "area": [float(np.mean(at(curve, along))) for curve in curves],
-        "curves": [[[int(x), float(y)] for x, y in zip(*curve)] for curve in curves],
+        "validation": [float(at(each, UPTO.value)) for each in curves],
+        "area": [float(np.mean(at(each, along))) for each in curves],
+        "curves": [[[int(x), float(y)] for x, y in zip(*each)] for each in curves],
         "last_update": [{name: round(row[name], 4) for name in NOTED} for row in last],
     }  # fmt: skip
+
+
+def curve(job: compare.Job) -> tuple[np.ndarray, np.ndarray]:
+    """From step 0 on: what the imitation wins that a run starts from; a policy of random weights wins nothing."""
+    steps, rates = compare.curve(job)
+    start = compare.start_folder(job.setting, job.seed) / "summary.json"
+    before = json.loads(start.read_text())["heldout"]["win_rate_greedy"] if start.exists() else 0.0
+    return np.append(0, steps), np.append(before, rates)
 
 
 def has_come_far(name: str, seeds: list[str]) -> bool:
@@ -55,8 +64,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 5))
     for index, row in enumerate(rows):
-        for number, curve in enumerate(row["curves"]):
-            steps, rates = np.asarray([[0, 0.0], *curve]).T
+        for number, points in enumerate(row["curves"]):
+            steps, rates = np.asarray(points).T
             axis.plot(steps / 1e3, rates, color=f"C{index}", alpha=0.8, label=None if number else row["method"])
     axis.axvline(UPTO.value / 1e3, color="grey", linewidth=0.8)
     axis.set(title=f"{SETTING.value} start, a line a run seed", xlabel="environment steps (thousands)")
@@ -70,6 +79,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def main(_: list[str]) -> None:
     seeds = list(compare.SEEDS.value or [])
     rows = [record(name, seeds) for name in compare.methods(SETTING.value) if has_come_far(name, seeds)]
+    if not rows:
+        sys.exit(f"no row of {compare.RUNS.value} has come to {UPTO.value} steps: nothing is written")
     rows.sort(key=lambda row: -statistics.mean(row["area"]))
     path = lambda ending: Path(str(compare.RESULTS.value)) / f"compare_{SETTING.value}_along.{ending}"
     path("json").write_text(json.dumps(rows) + "\n")

@@ -3,7 +3,8 @@
 # A row's seeds are one program (together.py), rows are processes beside each other that share the card. On an H100 three rows
 # of five seeds at once compiled for 99 to 116 s and made 70,000 environment steps a second (nine rows, with XLA's tuning,
 # compiled for 380 s and made 30,000). What is not finished after SECONDS is left for the next call. `random thinking`, the
-# groups of the record, want 1,200 s. `long` (24 x 24, 100 turns) is a call of its own: bash experiments/gpu_compare.sh 3600 long.
+# groups of the record, want 1,200 s; METHODS="RLOO,LOOP" leaves all but those rows out. `long` (24 x 24, 100 turns) is a call
+# of its own: bash experiments/gpu_compare.sh 3600 long.
 . experiments/gpu_setup.sh
 export XLA_PYTHON_CLIENT_PREALLOCATE=false
 unset XLA_PYTHON_CLIENT_MEM_FRACTION
@@ -11,7 +12,7 @@ seconds=${1:-3000}
 groups=${2:-random thinking ablations,long_small}
 compare() {
   python experiments/compare.py --settings="$1" --together --nopins --parallel="${PARALLEL:-3}" --runs=runs/compare \
-    --seeds="${SEEDS:-0,1,2,3,4}" --override=rl.microbatches=1 --results="$OUT" "${@:2}"
+    --seeds="${SEEDS:-0,1,2,3,4}" --methods="${METHODS:-}" --override=rl.microbatches=1 --results="$OUT" "${@:2}"
 }
 set -m # each group of its own, to be ended with all that it began
 for group in $groups; do compare "$group" & done
