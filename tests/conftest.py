@@ -1,4 +1,4 @@
-"""Suite-wide settings: strict ranks, checked shapes, a shared compilation cache, and the slow marker."""
+"""Suite-wide settings: strict ranks, checked shapes, quick compiling, a shared compilation cache, and the slow marker."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import pytest
 from jaxtyping import install_import_hook
+
+from tests.compiling import QUICK
 
 CACHE = Path(__file__).parent.parent / ".jax_cache"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -21,6 +23,12 @@ install_import_hook(["jaxvlmrl.algorithms", "jaxvlmrl.models", "jaxvlmrl.text"],
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the slow tests too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With --slow everything is compiled as users have it."""
+    if not config.getoption("--slow"):
+        os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

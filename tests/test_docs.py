@@ -73,7 +73,6 @@ OTHERWISE = {  # prefix of a command: why neither a test nor the script runs it
     "python -m jaxvlmrl.train --config=configs/qwen3_vl_2b_gridwalker_vl_dac.py": "needs published weights, and a GPU",
     "python -m jaxvlmrl.plan --config=configs/smolvlm_256m_gridwalker_vl_dac.py": "needs published weights",
     "bash experiments/readme_commands.sh": "is what runs the others",
-    "python experiments/compare_along.py": "reads runs that were cut off on a GPU",
     "bash experiments/gpu_compare.sh": "needs a GPU",
     "python experiments/compare.py --settings=ablations": "the script runs a row of another setting",
     "python experiments/compare.py --settings=direct": "the same",

@@ -18,6 +18,7 @@ from envs_jax.grid_walker import GridWalker, Params, commands, layout, renderer
 from envs_jax.grid_walker import scene as world
 from envs_jax.rendering.camera import look_at
 from envs_jax.rendering.vector import Vec
+from tests.compiling import AS_USERS_HAVE_IT
 
 FOLDER = Path(os.environ.get("GRIDWALKER_REFERENCE", Path(__file__).parent / "data" / "gridwalker"))
 FILES = ("layouts.json", "transitions.json", "frames/frames.json")
@@ -118,7 +119,7 @@ def drawn(records: list[dict], quality: renderer.Quality) -> np.ndarray:
         return renderer.render(scene, camera, height, width, quality)
 
     poses = tuple(jnp.asarray(np.stack(column)) for column in zip(*columns, strict=True))
-    return np.asarray(jax.jit(lambda poses: jax.lax.map(draw, poses))(poses))
+    return np.asarray(jax.jit(lambda poses: jax.lax.map(draw, poses), compiler_options=AS_USERS_HAVE_IT)(poses))
 
 
 def differences(kinds, quality: renderer.Quality) -> np.ndarray:
