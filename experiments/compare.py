@@ -126,6 +126,7 @@ SETTINGS = {
     ),
     "direct": Setting("quickstart", 150_000, {"VL-DAC": METHODS["VL-DAC"]}, imitation=300, is_free=True),
 }
+ALL_METHODS = sorted({name.replace(",", "") for setting in SETTINGS.values() for name in setting.methods})
 FEWEST_TURNS = 1024  # of an update: 256 episodes of four; whole runs are of so many updates or end at their steps
 T_QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided 95%, by number of values
 
@@ -139,6 +140,14 @@ PINS = flags.DEFINE_bool("pins", True, "whether each run has a core of its own; 
 RUN = flags.DEFINE_bool("run", True, "off: only what is finished is read")
 TOGETHER = flags.DEFINE_bool("together", False, "whether a row's seeds are one program")
 OVERRIDES = flags.DEFINE_multi_string("override", [], "a config's field for all runs, rl.validate_every=25 say")
+
+flags.register_validator(
+    "settings", lambda names: set(names) <= set(SETTINGS), message=f"settings are {', '.join(SETTINGS)}"
+)
+flags.register_validator(
+    "methods", lambda names: set(names or []) <= set(ALL_METHODS), message=f"methods are {', '.join(ALL_METHODS)}"
+)
+flags.register_validator("seeds", lambda seeds: all(seed.isdecimal() for seed in seeds), message="seeds are numbers")
 
 
 class Job(NamedTuple):
@@ -346,17 +355,19 @@ def draw(setting: str, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def write(setting: str) -> None:
-    """compare_<setting>.json, .md and .png, from finished runs."""
+def write(setting: str) -> bool:
+    """compare_<setting>.json, .md and .png, from finished runs; whether there are any."""
     rows = [record(setting, name) for name in finished(setting)]
     if not rows:
         print(f"{setting}: no row is finished")
-        return
+        return False
     path = lambda ending: Path(str(RESULTS.value)) / f"compare_{setting}.{ending}"
+    Path(str(RESULTS.value)).mkdir(parents=True, exist_ok=True)
     path("json").write_text(json.dumps(rows, indent=1) + "\n")
     path("md").write_text(table(rows) + "\n")
     draw(setting, path("png"))
     print(f"\n{setting} start\n\n{table(rows)}")
+    return True
 
 
 def run_all(settings: list[str], seeds: list[str]) -> None:
@@ -379,8 +390,9 @@ def main(_: list[str]) -> None:
     settings = list(CHOSEN.value or [])
     if RUN.value:
         run_all(settings, list(SEEDS.value or []))
-    for setting in settings:
-        write(setting)
+    written = [write(setting) for setting in settings]
+    if not any(written):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from jaxvlmrl.config import Config, ConfigError, unknown_field
+from jaxvlmrl.config import Config, ConfigError, check_names, unknown_field
 
 BAD_INPUT = 2  # exit code
+OF_A_CONFIG_FILE = "config_config"  # the module that ml_collections makes of what --config names
 
 
 def parse(argv: Sequence[str], define: Callable[[flags.FlagValues], None]) -> flags.FlagValues:
@@ -59,6 +60,11 @@ def read_config(argv: Sequence[str], define: Callable[[flags.FlagValues], None])
         values = parse(argv, define_all)
     except KeyError as error:
         raise ConfigError(_first_unknown_field(argv)) from error
+    except ConfigError as error:
+        if "as instance of" not in str(error):  # config_flags of a value for a whole part
+            raise
+        raise ConfigError("a part of the config cannot be given as one value: give its fields, or name an algorithm or a "
+                          "critic after the colon, --config=configs/quickstart.py:grpo") from error  # fmt: skip
     except OSError as error:
         raise ConfigError(_not_loaded(argv, error)) from error
     except (TypeError, ValueError, AttributeError) as error:
@@ -70,6 +76,7 @@ def read_config(argv: Sequence[str], define: Callable[[flags.FlagValues], None])
     try:
         config = values["config"].value
         config.check()
+        check_names(config, OF_A_CONFIG_FILE)
     except OSError as error:
         raise ConfigError(_not_loaded(argv, error)) from error
     return config, values

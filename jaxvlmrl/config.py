@@ -138,6 +138,9 @@ class Config:
         unknown = [name for name in wanted if name not in known]
         if unknown:
             raise ConfigError(f"the config has no variant {unknown[0]}; there are {', '.join(known)}")
+        for kinds, what in ((ALGORITHMS, "algorithm"), (CRITICS, "critic")):
+            if len(both := [name for name in wanted if name in kinds]) > 1:
+                raise ConfigError(f"the config's variants {' and '.join(both)} exclude each other: name one {what}")
         for name in wanted:
             self = self.with_algorithm(name) if name in ALGORITHMS else self
             self = dataclasses.replace(self, critic=CRITICS[name]()) if name in CRITICS else self
@@ -272,6 +275,18 @@ class Config:
             raise ConfigError("config.algorithm.warmup_updates leaves no update to the policy")
 
 
+def check_names(part: Any, home: str) -> None:
+    """Raises `ConfigError` for a class of the module `home`, a config file's: config.json could not name it."""
+    if type(part).__module__ == home:
+        raise ConfigError(f"{type(part).__name__} is defined in the config file, which no other command can import: "
+                          "put it into a module, say envs_jax or jaxvlmrl.algorithms")  # fmt: skip
+    for item in dataclasses.fields(part):
+        value = getattr(part, item.name)
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if dataclasses.is_dataclass(each):
+                check_names(each, home)
+
+
 def _check_sizes(path: str, phase: PerceptionPhase | ImitationPhase | RLPhase) -> None:
     for item in dataclasses.fields(phase):
         value = getattr(phase, item.name)
@@ -292,12 +307,17 @@ def _check_choices(part: Any, path: str) -> None:
 
 
 def unknown_field(config: Any, path: str) -> str:
-    """One sentence about a dotted path that is not in a config, with the nearest name that is."""
+    """One sentence about a dotted path that is not in a config, with the nearest that is, or what there is beside it."""
     known, _ = zip(*flatten(config).items())
     known = sorted({".".join(name.split(".")[: i + 1]) for name in known for i in range(name.count(".") + 1)})
-    near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
     last = [name for name in known if name.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
-    return f"config has no field {path}; the nearest is {(last or near)[0]}"
+    if near := difflib.get_close_matches(path, last or known, n=1, cutoff=0.0 if last else 0.75):
+        return f"config has no field {path}; the nearest is {near[0]}"
+    parent = path
+    while parent and parent not in known:
+        parent = parent.rpartition(".")[0]
+    beside = [name for name in known if name.rpartition(".")[0] == parent]
+    return f"config has no field {path}; there are {', '.join(beside)}"
 
 
 # config.json

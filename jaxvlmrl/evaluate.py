@@ -203,11 +203,12 @@ def evaluate_checkpoint(given: dict[str, Any], seeds: range) -> list[Entry]:
     if given["checkpoint"] is None:
         raise ConfigError("say which run to evaluate: --checkpoint=runs/quickstart-0")
     actor, turns, key = acting.load_policy(given["checkpoint"]), given["turns"] or 10, jax.random.key(given["key"])
+    base = beside(actor, acting.load_policy(given["base"])) if given["base"] else None  # before anything is played
     rows = evaluate(actor, seeds, turns, given["samples"], key)
-    if given["base"]:
-        base = evaluate(beside(actor, acting.load_policy(given["base"])), seeds, turns, given["samples"], key)
+    if base is not None:
         named = lambda row: row._replace(name=row.name.replace("checkpoint", "base"))
-        rows += [named(row) for row in base if row.name.startswith("checkpoint")]
+        found = evaluate(base, seeds, turns, given["samples"], key)
+        rows += [named(row) for row in found if row.name.startswith("checkpoint")]
     show(rows, actor.config.env, actor.config.env_params, seeds, turns)
     return rows
 

@@ -64,6 +64,7 @@ SMALLER = {  # what the slow test adds to a command; the last of two equal flags
     "jaxvlmrl.report": ["--to={tmp}/report.html"],
     "jaxvlmrl.plan": ["--nocompile"],
     "jaxvlmrl.export": ["--to={tmp}/exported"],
+    "jaxvlmrl.tomography": ["--to={tmp}/look.png"],
 }
 OTHERWISE = {  # prefix of a command: why neither a test nor the script runs it
     "python3 -m venv": "an installation: .ci/run makes one from the README's second block",

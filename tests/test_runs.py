@@ -171,6 +171,9 @@ def test_signal_saves_and_the_same_command_goes_on(unbroken: Path, tmp_path: Pat
 BAD_OVERRIDES = {
     "--config.rl.num_env=4": "the nearest is rl.num_envs",
     "--config.algorithm.clip_epz=4": "the nearest is algorithm.clip_eps",
+    "--config.rl.optimiser.learning_rate=1": "the nearest is rl.optimizer.learning_rate",
+    "--config.algorithm.unheard_of=1": "there are algorithm.clip_eps, ",
+    "--config.algorithm=grpo": "name an algorithm or a critic after the colon",
     "--config.rl.num_envs=many": "invalid literal for int",
     "--config.rl.num_envs=0": "too small",
     "--config.rl.num_envs=7": "cannot be cut into",
@@ -189,6 +192,7 @@ BAD_OVERRIDES = {
     "--config.env_params.max_camera_frames=21": "no range",
     "--config.start_from=nowhere": "nowhere",
     "--config=configs/quickstart.py:tinny": "no variant tinny",
+    "--config=configs/quickstart.py:grpo,gigpo": "name one algorithm",
     "stray": "is no flag",
     "--config=configs/nowhere.py": "nowhere",
 }
@@ -201,6 +205,18 @@ def test_bad_config_is_one_clear_sentence(override: str, tmp_path: Path):
     assert BAD_OVERRIDES[override] in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_class_of_the_config_file_is_refused(tmp_path: Path):
+    """Nothing could read the run's config.json."""
+    (tmp_path / "own.py").write_text(
+        "from dataclasses import dataclass\n\nfrom configs import quickstart\nfrom envs_jax import GridWalker\n\n\n"
+        "@dataclass(unsafe_hash=True)\nclass Mine(GridWalker):\n    pass\n\n\n"
+        "def get_config(variant=''):\n    config = quickstart.get_config(variant)\n"
+        "    config.env = Mine()\n    return config\n"
+    )
+    with pytest.raises(ConfigError, match="Mine is defined in the config file"):
+        command_line.read_config(["train", f"--config={tmp_path}/own.py"], train.define)
 
 
 def test_workdir_of_another_config_is_refused_and_untouched(unbroken: Path):
