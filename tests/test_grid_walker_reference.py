@@ -122,9 +122,9 @@ def drawn(records: list[dict], quality: renderer.Quality) -> np.ndarray:
     return np.asarray(jax.jit(lambda poses: jax.lax.map(draw, poses), compiler_options=AS_USERS_HAVE_IT)(poses))
 
 
-def differences(kinds, quality: renderer.Quality) -> np.ndarray:
+def differences(is_wanted, quality: renderer.Quality) -> np.ndarray:
     """Absolute level differences, one [pixels, 3] array per frame."""
-    records = [r for r in recorded("frames/frames.json") if kinds(r["kind"])]
+    records = [r for r in recorded("frames/frames.json") if is_wanted(r)]
     found = []
     for size in sorted({(r["height"], r["width"]) for r in records}):
         group = [r for r in records if (r["height"], r["width"]) == size]
@@ -138,8 +138,13 @@ def share_within(frame: np.ndarray, levels: int) -> float:
     return float(np.mean(np.max(frame, axis=-1) <= levels))
 
 
-def test_frames_at_reference_quality():
-    found = differences(lambda kind: kind not in ("ablation", "lag"), renderer.REFERENCE)
+IS_SETTLED = lambda record: record["kind"] not in ("ablation", "lag")
+IS_SMALL = lambda record: IS_SETTLED(record) and record["width"] == 128  # 160 of 190: each size compiles for itself
+
+
+@pytest.mark.parametrize("is_wanted", [IS_SMALL, pytest.param(IS_SETTLED, marks=pytest.mark.slow)], ids=["128", "all"])
+def test_frames_at_reference_quality(is_wanted):
+    found = differences(is_wanted, renderer.REFERENCE)
     shares = [share_within(frame, 4) for frame in found]
     # The bars are 97%, 90% and 1.5; what was reached is 99.4%, 94.2% and 0.29, and must not be lost again.
     assert np.mean(shares) >= 0.99
@@ -148,12 +153,12 @@ def test_frames_at_reference_quality():
 
 
 def test_frames_of_an_unsettled_camera():
-    found = differences(lambda kind: kind == "lag", renderer.REFERENCE)
+    found = differences(lambda record: record["kind"] == "lag", renderer.REFERENCE)
     assert np.mean([share_within(frame, 4) for frame in found]) >= 0.98  # the bar is 95%
 
 
 def test_frames_at_training_quality():
-    found = differences(lambda kind: kind not in ("ablation", "lag"), renderer.TRAINING)
+    found = differences(IS_SETTLED, renderer.TRAINING)
     assert np.mean([frame.mean() for frame in found]) <= 6.5  # the bar is 8
     assert np.mean([share_within(frame, 16) for frame in found]) >= 0.9  # the bar is 80%
 

@@ -62,9 +62,30 @@ def same_run(one: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def traces() -> Counter[str]:
+    """How often a phase's step was traced in the unbroken run."""
+    return Counter()
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, traces: Counter[str]) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "unbroken"
-    go(folder)
+    make_phases = train.make_phases
+
+    def counted(config, policy):
+        def wrap(phase):
+            @functools.wraps(phase.step)  # the same name: the compilation cache knows the program
+            def step(*args):
+                traces[phase.name] += 1
+                return phase.step(*args)
+
+            return phase._replace(step=step)
+
+        return [wrap(phase) for phase in make_phases(config, policy)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "make_phases", counted)
+        go(folder)
     return folder
 
 
@@ -107,24 +128,8 @@ def test_resumed_run_is_the_unbroken_one(unbroken: Path, tmp_path: Path, monkeyp
     same_run(unbroken, tmp_path / "run")
 
 
-def test_each_phase_is_traced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    traces: Counter[str] = Counter()
-    make_phases = train.make_phases
-
-    def counted(config, policy):
-        def wrap(phase):
-            @functools.wraps(phase.step)  # the same name: the compilation cache knows the program
-            def step(*args):
-                traces[phase.name] += 1
-                return phase.step(*args)
-
-            return phase._replace(step=step)
-
-        return [wrap(phase) for phase in make_phases(config, policy)]
-
-    monkeypatch.setattr(train, "make_phases", counted)
-    go(tmp_path / "run")
-    assert traces == {"imitation": 1, "rl": 1}
+def test_each_phase_is_traced_once(unbroken: Path, traces: Counter[str]):
+    assert traces == {"imitation": 1, "rl": 1}, unbroken
 
 
 @pytest.mark.slow
