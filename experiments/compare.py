@@ -77,10 +77,13 @@ ABLATIONS = {
     "VL-DAC, shared backbone": Method("vl_dac,value_head"),
     "VL-DAC, shared, no stop-gradient": Method("vl_dac,value_head", ("--config.critic.stop_gradient=False",)),
 }
-LAMBDAS = {
-    f"RL4VLM, lambda {value}": Method("rl4vlm", (f"--config.algorithm.thought_coef={value}",))
-    for value in (0.2, 0.35, 0.5, 1.0)
-}
+THOUGHTS = {"VL-DAC": METHODS["VL-DAC"]} | {
+    f"RL4VLM, lambda {name}": Method("rl4vlm", (f"--config.algorithm.thought_coef={weight}", *kl))
+    for name, weight, kl in (
+        ("0.2", 0.2, ()), ("0.35", 0.35, ()), ("0.5", 0.5, ()), ("1.0", 1.0, ()),
+        ("0.5, with KL", 0.5, ("--config.algorithm.kl_coef=0.05",)),
+    )
+}  # fmt: skip
 BY_SEGMENTS = (  # an update is of 1,024 turns instead of 2,300
     "--config.algorithm.gae_lambda=0.9",
     "--config.algorithm.value_coef=1.",
@@ -121,9 +124,7 @@ SETTINGS = {
     ),
     "long_small": Setting("gridwalker_long", 300_000, ESTIMATES, imitation=50, base="small", overrides=LONG),
     "long": Setting("gridwalker_long", 2_000_000, ESTIMATES, imitation=100, overrides=LONG),
-    "thinking": Setting(
-        "gridwalker_thinking", 150_000, {"VL-DAC": METHODS["VL-DAC"]} | LAMBDAS, imitation=300, is_free=True
-    ),
+    "thinking": Setting("gridwalker_thinking", 150_000, THOUGHTS, imitation=300, is_free=True),
     "direct": Setting("quickstart", 150_000, {"VL-DAC": METHODS["VL-DAC"]}, imitation=300, is_free=True),
 }
 ALL_METHODS = sorted({name.replace(",", "") for setting in SETTINGS.values() for name in setting.methods})

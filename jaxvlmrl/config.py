@@ -143,8 +143,15 @@ class Config:
                 raise ConfigError(f"the config's variants {' and '.join(both)} exclude each other: name one {what}")
         for name in wanted:
             self = self.with_algorithm(name) if name in ALGORITHMS else self
-            self = dataclasses.replace(self, critic=CRITICS[name]()) if name in CRITICS else self
+        for name in wanted:
+            self = self.with_critic(name) if name in CRITICS else self
         return self.tiny() if "tiny" in wanted else self
+
+    def with_critic(self, name: str) -> "Config":
+        """The same run, its critic of another kind."""
+        if not self.algorithm.uses_critic:
+            raise ConfigError(f"{type(self.algorithm).__name__} has no critic: leave {name} out")
+        return dataclasses.replace(self, critic=CRITICS[name]())
 
     def with_algorithm(self, name: str) -> "Config":
         """The same run by another algorithm, with its own defaults for all that is of the method."""

@@ -198,6 +198,7 @@ BAD_OVERRIDES = {
     "--config.start_from=nowhere": "nowhere",
     "--config=configs/quickstart.py:tinny": "no variant tinny",
     "--config=configs/quickstart.py:grpo,gigpo": "name one algorithm",
+    "--config=configs/quickstart.py:value_head,grpo": "GRPO has no critic",
     "stray": "is no flag",
     "--config=configs/nowhere.py": "nowhere",
 }
