@@ -19,6 +19,30 @@ def held_out_table(env: Environment, params: Params, seeds: Sequence[tuple[int, 
     return jax.jit(jax.vmap(fingerprint_of))(jnp.asarray(numbers, jnp.uint32))
 
 
+LEVEL = 0x1E7E1  # folded into an environment's key, for the level of the episode that begins
+
+
+class Levels(NamedTuple):
+    """Kinds of episodes, L of them, and how often each is begun."""
+
+    params: Params  # leaves [L, ...]
+    chances: jax.Array  # [L]
+
+    @classmethod
+    def only(cls, params: Params) -> "Levels":
+        """The same numbers for all episodes."""
+        return cls(jax.tree.map(lambda x: jnp.asarray(x)[None], params), jnp.ones(1))
+
+    def draw(self, key: jax.Array) -> jax.Array:
+        """int32; environments with one key begin on one level."""
+        drawn = jax.random.choice(jax.random.fold_in(key, LEVEL), len(self.chances), p=self.chances)
+        return drawn.astype(jnp.int32)
+
+    def of(self, level: jax.Array) -> Params:
+        """Params of levels [...], leaves [..., ...]."""
+        return jax.tree.map(lambda column: column[level], self.params)
+
+
 class Step(NamedTuple):
     """One step of an environment that starts anew when an episode ends."""
 
@@ -50,9 +74,10 @@ class AutoReset:
         first = draw((key, None))
         return first[1] if not len(self.held_out) else jax.lax.while_loop(is_held_out, draw, first)[1]
 
-    def step(self, key: jax.Array, state: State, action: jax.Array, params: Params) -> Step:
+    def step(self, key: jax.Array, state: State, action: jax.Array, params: Params, next_params: Params) -> Step:
+        """`next_params` are those of the episode that begins where this one ends."""
         step_key, reset_key = jax.random.split(key)
         final, reward, terminated, truncated, info = self.env.transition(step_key, state, action, params)
-        fresh = self.init(reset_key, params)
+        fresh = self.init(reset_key, next_params)
         state = jax.tree.map(lambda new, old: jnp.where(terminated | truncated, new, old), fresh, final)
         return Step(state, final, reward, terminated, truncated, info)

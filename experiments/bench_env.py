@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from absl import app, flags
 
 from envs_jax import GridWalker
-from jaxvlmrl.building import batched
 from jaxvlmrl.runs import this_machine
 
 ORIGINAL_FPS = 96.0  # at 128 x 128
@@ -41,15 +40,16 @@ def rate(run: Callable[[Any], Any], argument: Any, frames: int) -> float:
 
 def program(env: GridWalker, batch: int, is_drawn: bool, wide: bool) -> tuple[Callable[[Any], Any], Any]:
     """`STEPS` steps of `batch` environments, every picture made if `is_drawn`, and where they start."""
-    params = batched(env.default_params(), batch)
-    state = jax.jit(jax.vmap(env.init_from_number))(jnp.arange(batch, dtype=jnp.uint32), params)
+    params = jax.tree.map(jnp.asarray, env.default_params())
+    begin = jax.jit(jax.vmap(env.init_from_number, in_axes=(0, None)))
+    state = begin(jnp.arange(batch, dtype=jnp.uint32), params)
     actions = jnp.asarray(env.actions(), jnp.int32)
 
     def run(state: Any) -> Any:
         def step(state: Any, index: jax.Array) -> tuple[Any, Any]:
             action = actions[(jnp.arange(batch) + index) % len(actions)]
             keys = jax.random.split(jax.random.key(0), batch)
-            state, reward, *_ = jax.vmap(env.transition)(keys, state, action, params)
+            state, reward, *_ = jax.vmap(env.transition, in_axes=(0, 0, 0, None))(keys, state, action, params)
             return state, jax.vmap(env.observe)(state)["image"] if is_drawn else reward
 
         return jax.lax.scan(step, state, jnp.arange(STEPS))

@@ -17,9 +17,8 @@ import numpy as np
 from absl import app, flags
 
 from envs_jax import GridWalker
-from envs_jax.wrappers import AutoReset
+from envs_jax.wrappers import AutoReset, Levels
 from jaxvlmrl import rollout
-from jaxvlmrl.building import batched
 from jaxvlmrl.models import weights
 from jaxvlmrl.models.layers import Params
 from jaxvlmrl.models.smolvlm import smolvlm_256m
@@ -44,9 +43,9 @@ def make_policy() -> Policy:
 def rollouts(policy: Policy, params: Params, batch: int):
     """A function that plays `batch` environments and returns what was said and seen."""
     env = AutoReset(policy.env, jnp.zeros((0, 2), jnp.uint32))
-    env_params = batched(policy.env.default_params(), batch)
-    session = rollout.begin(policy, env, env_params, jax.random.key(0))
-    play = lambda params: rollout.play(policy, params, env, env_params, session, jax.random.key(1), TURNS.value)[0]
+    levels = Levels.only(policy.env.default_params())
+    session = rollout.begin(policy, env, levels, jax.random.key(0), batch)
+    play = lambda params: rollout.play(policy, params, env, levels, session, jax.random.key(1), TURNS.value)[0]
     run = jax.jit(play).lower(params).compile()
     return lambda: jax.block_until_ready(run(params))
 

@@ -17,9 +17,10 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.wrappers import Levels
 from jaxvlmrl import rollout
 from jaxvlmrl.adapters import joined, split
-from jaxvlmrl.building import batched, first_params, make_actor_critic, make_env, make_policy, rl_phase
+from jaxvlmrl.building import first_params, make_actor_critic, make_env, make_policy, rl_phase
 from jaxvlmrl.config import Config, Conversation, RLPhase
 from jaxvlmrl.models.paths import by_path
 from jaxvlmrl.models.smolvlm import SmolVLM
@@ -95,21 +96,22 @@ def cost_per_step(settings: list[tuple[int, int, int]]) -> list[dict[str, float]
 
 def parts_of_an_update(config: Config) -> dict[str, float]:
     """Seconds of rendering, dynamics, rollout (both included), judging, reference log-probs and learning, each alone."""
-    rl, params = config.rl, batched(config.env_params, config.rl.num_envs)
+    rl, levels = config.rl, Levels.only(config.env_params)
     actor_critic = make_actor_critic(config, make_policy(config), make_env(config))
     policy, env = actor_critic.policy, actor_critic.env
     trained, frozen = split(first_params(config), config.tuning)
-    learner = jax.jit(lambda w: actor_critic.init(w, params, jax.random.key(1)))(trained)
+    learner = jax.jit(lambda w: actor_critic.init(w, config.env_params, jax.random.key(1)))(trained)
     play = jax.jit(
         lambda learner, frozen: rollout.play_in_parts(
-            policy, joined(learner.policy, frozen), env, params, learner.session, jax.random.key(2), rl.num_turns,
+            policy, joined(learner.policy, frozen), env, levels, learner.session, jax.random.key(2), rl.num_turns,
             rl.envs_at_once,
         )
     )  # fmt: skip
     trajectory, session = play(learner, frozen)
     render = jax.jit(lambda states: jax.lax.map(lambda s: rollout.images(env.env, s, lead=1), states))
+    params = levels.of(jnp.zeros(rl.num_envs, jnp.int32))
     step = lambda state, action: jax.vmap(env.step)(
-        jax.random.split(jax.random.key(4), rl.num_envs), state, action, params
+        jax.random.split(jax.random.key(4), rl.num_envs), state, action, params, params
     )
     move = jax.jit(lambda states, actions: jax.lax.map(lambda xs: step(*xs), (states, actions)))
     judge = jax.jit(lambda learner, *xs: actor_critic.judge(learner.critic, *xs))

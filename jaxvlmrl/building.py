@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from envs_jax.environment import Params as EnvParams
 from envs_jax.wrappers import AutoReset, held_out_table
 from jaxvlmrl import adapters, runs
 from jaxvlmrl.config import Config, ConfigError
@@ -176,12 +175,15 @@ def make_env(config: Config) -> AutoReset:
     """The training environment, which never shows an evaluation or validation episode."""
     seeds, env, params = config.evaluation, config.env, config.env_params
     ranges = [seeds.published, seeds.test, seeds.validation]
-    boards = {id(board): board for board in (params, config.curriculum.first(params))}  # games, and lessons before them
-    held_out = jnp.concatenate([held_out_table(env, board, ranges) for board in boards.values()])
-    drawn = jax.vmap(lambda key: env.fingerprint(env.init(key, params)))(jax.random.split(jax.random.key(0), PROBES))
-    is_held_out = jnp.any(jnp.all(drawn[:, None] == held_out[None], axis=-1), axis=-1)
-    if bool(jnp.all(is_held_out)):
-        raise ConfigError("config.evaluation's seeds hold out every layout of this board: take fewer, or another board")
+    first, keys = config.curriculum.first(params), jax.random.split(jax.random.key(0), PROBES)
+    boards = [params] if first is params else [params, first]  # games, and lessons before them
+    held_out = jnp.concatenate([held_out_table(env, board, ranges) for board in boards])
+    for board in (params, *config.curriculum.levels):
+        drawn = jax.vmap(lambda key, board=board: env.fingerprint(env.init(key, board)))(keys)
+        if bool(jnp.all(jnp.any(jnp.all(drawn[:, None] == held_out[None], axis=-1), axis=-1))):
+            raise ConfigError(
+                f"config.evaluation's seeds hold out every layout of {board}: take fewer, or another board"
+            )
     return AutoReset(env, held_out)
 
 
@@ -213,10 +215,10 @@ def imitation_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
     phase = config.imitation
     imitation = Imitation(
         policy, env, phase.demonstrations, phase.optimizer.make(phase.num_updates, phase.minibatches),
-        jax.random.fold_in(jax.random.key(config.seed), GAMES), phase.num_turns, phase.minibatches,
+        jax.random.fold_in(jax.random.key(config.seed), GAMES), phase.num_envs, phase.num_turns, phase.minibatches,
         config.tuning.dropout,
     )  # fmt: skip
-    env_params = batched(config.curriculum.first(config.env_params), phase.num_envs)
+    env_params = config.curriculum.first(config.env_params)
     return Phase(
         "imitation", phase.num_updates, phase.num_envs * phase.num_turns, phase.validate_every,
         lambda params, key: imitation.init(params, env_params, key),
@@ -234,8 +236,8 @@ def make_actor_critic(config: Config, policy: Policy, env: AutoReset) -> ActorCr
     moving = phase.num_updates - config.algorithm.critic_warmup  # the policy's schedule stands still before
     return ActorCritic(
         policy, config.critic, env, config.algorithm, phase.optimizer.make(moving, steps),
-        phase.critic_optimizer.make(phase.num_updates, steps), phase.num_updates, phase.num_turns, phase.epochs,
-        phase.minibatches, phase.microbatches, phase.envs_at_once, old_log_prob, config.curriculum,
+        phase.critic_optimizer.make(phase.num_updates, steps), phase.num_updates, phase.num_envs, phase.num_turns,
+        phase.epochs, phase.minibatches, phase.microbatches, phase.envs_at_once, old_log_prob, config.curriculum,
         corrector=Corrector(policy, config.imitation.demonstrations.player) if config.algorithm.sft_coef else None,
         thought_reward=phase.thought_reward, thought_paid_for=phase.thought_paid_for,
         stop_after_turns=phase.stop_after_turns,
@@ -244,16 +246,10 @@ def make_actor_critic(config: Config, policy: Policy, env: AutoReset) -> ActorCr
 
 def rl_phase(config: Config, policy: Policy, env: AutoReset) -> Phase:
     phase = config.rl
-    actor_critic = make_actor_critic(config, policy, env)
-    env_params = batched(config.env_params, phase.num_envs)
+    actor_critic, env_params = make_actor_critic(config, policy, env), config.env_params
     return Phase(
         "rl", phase.num_updates, phase.num_envs * phase.num_turns, phase.validate_every,
         lambda params, key: actor_critic.init(params, env_params, key),
         lambda state, frozen, key, index: actor_critic.step(state, frozen, env_params, key, index),
         keeps_newest=True, stop_after_turns=phase.stop_after_turns,
     )  # fmt: skip
-
-
-def batched(env_params: EnvParams, count: int) -> EnvParams:
-    """The same numbers for each of `count` environments."""
-    return jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x), (count, *jnp.shape(x))), env_params)

@@ -15,7 +15,7 @@ import numpy as np
 from envs_jax.environment import Info, State, TextEnvironment
 from envs_jax.environment import Params as EnvParams
 from envs_jax.players import Player
-from envs_jax.wrappers import AutoReset, Step
+from envs_jax.wrappers import AutoReset, Levels, Step
 from jaxvlmrl import rollout, thinking
 from jaxvlmrl.adapters import joined
 from jaxvlmrl.models.layers import Params
@@ -54,7 +54,7 @@ class Game(NamedTuple):
 class OneEpisode(AutoReset):
     """An environment that is not reset when its episode has ended."""
 
-    def step(self, key: jax.Array, state: State, action: jax.Array, params: EnvParams) -> Step:
+    def step(self, key: jax.Array, state: State, action: jax.Array, params: EnvParams, next_params: EnvParams) -> Step:
         after, reward, terminated, truncated, info = self.env.transition(key, state, action, params)
         return Step(after, after, reward, terminated, truncated, info)
 
@@ -84,15 +84,16 @@ class Evaluator:
         params = joined(params, frozen)
         policy, batch = self.policy, len(seeds)
         env = OneEpisode(policy.env, jnp.zeros((0, 2), jnp.uint32))
-        many = jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x), (batch, *jnp.shape(x))), self.env_params)
-        session = rollout.begin(policy, env, many, key)
-        session = session._replace(state=jax.vmap(policy.env.init_from_number)(seeds, many))
+        levels = Levels.only(self.env_params)
+        session = rollout.begin(policy, env, levels, key, batch)
+        begin = lambda seed: policy.env.init_from_number(seed, self.env_params)
+        session = session._replace(state=jax.vmap(begin)(seeds))
 
         def see(images: jax.Array) -> jax.Array:
             shuffled = lambda images: jnp.roll(images, 1, axis=0)
             return jax.lax.switch(eyes, [lambda images: images, jnp.zeros_like, shuffled], images)
 
-        played, _ = rollout.play(policy, params, env, many, session, key, self.max_turns, greedy, see=see)
+        played, _ = rollout.play(policy, params, env, levels, session, key, self.max_turns, greedy, see=see)
         is_over, won, turns, efficiency = outcomes(played.terminated | played.truncated, played.info)
         swap = lambda x: jnp.swapaxes(x, 0, 1)
         actions = swap(jnp.where(is_over, ENDED, played.action))

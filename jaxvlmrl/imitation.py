@@ -15,7 +15,7 @@ import optax
 from envs_jax.environment import Params as EnvParams
 from envs_jax.environment import State
 from envs_jax.players import Memory, Player
-from envs_jax.wrappers import AutoReset
+from envs_jax.wrappers import AutoReset, Levels
 from jaxvlmrl import packed, rollout, thinking
 from jaxvlmrl.adapters import joined, with_dropout
 from jaxvlmrl.algorithms.masking import masked_mean
@@ -65,15 +65,15 @@ class Imitation:
     demonstrations: Demonstrations
     optimizer: optax.GradientTransformation
     games_key: jax.Array
+    num_envs: int
     num_turns: int
     minibatches: int
     dropout: float = 0.0  # of what adapters read
 
     def init(self, params: Params, env_params: EnvParams, key: jax.Array) -> Pupil:
-        batch = jax.tree.leaves(env_params)[0].shape[0]
-        session = rollout.begin(self.policy, self.env, env_params, key)
-        game = self.draw_games(key, batch)
-        state = jax.vmap(self.start_game)(game, env_params)
+        session = rollout.begin(self.policy, self.env, Levels.only(env_params), key, self.num_envs)
+        game = self.draw_games(key, self.num_envs)
+        state = self.start_games(game, env_params)
         memory = jax.vmap(lambda s: self.demonstrations.player.start(self.policy.env, s))(state)
         return Pupil(params, self.optimizer.init(params), session._replace(state=state), memory, game)
 
@@ -139,10 +139,11 @@ class Imitation:
             agreed = jnp.cumprod(ids[said] == ids[meant], axis=-1).astype(bool)
             agreed = jnp.pad(agreed, ((0, 0), (1, 0)), constant_values=True)[:, :-1]
             record = Lesson(state, turns, ids[meant], valid[meant] & agreed, grammar_states[meant])
-            after, _, terminated, truncated, _ = jax.vmap(env.transition)(keys, state, executed, env_params)
+            transition = lambda key, state, action: env.transition(key, state, action, env_params)
+            after, _, terminated, truncated, _ = jax.vmap(transition)(keys, state, executed)
             is_done = terminated | truncated
             new_game = jnp.where(is_done, self.draw_games(key, len(game)), game)
-            fresh = jax.vmap(self.start_game)(new_game, env_params)
+            fresh = self.start_games(new_game, env_params)
             fresh = (fresh, jax.vmap(lambda s: player.start(self.policy.env, s))(fresh))
             pick = lambda new, old: jnp.where(is_done.reshape(-1, *[1] * (new.ndim - 1)), new, old)
             state, memory = jax.tree.map(pick, fresh, (after, memory))
@@ -154,7 +155,7 @@ class Imitation:
         past = self.policy.window - 1
         last = lambda old, new: jnp.concatenate([old, new])[self.num_turns : self.num_turns + past]
         turns, states = jax.tree.map(last, (old.past, old.past_states), (lesson.turns, lesson.state))
-        return lesson, pupil._replace(session=Session(state, place, turns, states), memory=memory, game=game)
+        return lesson, pupil._replace(session=Session(state, old.level, place, turns, states), memory=memory, game=game)
 
     def think(self, keys: jax.Array, states: State, labels: jax.Array) -> jax.Array:
         """[B] int32: which thought comes before each label; the same before what is executed in its place."""
@@ -190,5 +191,6 @@ class Imitation:
         number = jax.random.bits(key, (count,), jnp.uint32)
         return number % jnp.uint32(self.demonstrations.num_games) if self.demonstrations.num_games else number
 
-    def start_game(self, game: jax.Array, env_params: EnvParams) -> State:
-        return self.env.init(jax.random.fold_in(self.games_key, game), env_params)
+    def start_games(self, games: jax.Array, env_params: EnvParams) -> State:
+        """[B] first states."""
+        return jax.vmap(lambda game: self.env.init(jax.random.fold_in(self.games_key, game), env_params))(games)

@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from envs_jax.environment import Environment, Info, State
-from envs_jax.environment import Params as EnvParams
-from envs_jax.wrappers import AutoReset
+from envs_jax.wrappers import AutoReset, Levels
 from jaxvlmrl import packed
 from jaxvlmrl.conversation import Place, Ring, Turns
 from jaxvlmrl.models.attention import KeyValue
@@ -27,6 +26,7 @@ class Session(NamedTuple):
     """Where a batch of environments stands between updates."""
 
     state: State  # [B]
+    level: jax.Array  # [B] int32, of the episodes under way
     place: Place  # [B]
     past: Turns  # [W - 1, B], oldest first
     past_states: State  # [W - 1, B], what was seen in them
@@ -43,6 +43,7 @@ class Trajectory(NamedTuple):
     prompt_hidden: jax.Array  # [T, B, D]
     final_hidden: jax.Array  # [T, B, D], after reading final_state where truncated; zeros unless asked for
     turns_so_far: jax.Array  # [T, B] int32, of the episode before this one
+    level: jax.Array  # [T, B] int32, of the episode
     action: jax.Array
     reward: jax.Array
     terminated: jax.Array
@@ -51,17 +52,17 @@ class Trajectory(NamedTuple):
     next_hidden: jax.Array  # [B, D], after reading what is seen next; zeros unless asked for
 
 
-def begin(policy: Policy, env: AutoReset, env_params: EnvParams, key: jax.Array, alike: int = 1) -> Session:
-    """Fresh episodes; the leaves of `env_params` have a leading axis [B]. So many neighbours begin in the same state."""
-    batch = jax.tree.leaves(env_params)[0].shape[0]
+def begin(policy: Policy, env: AutoReset, levels: Levels, key: jax.Array, batch: int, alike: int = 1) -> Session:
+    """Fresh episodes of `batch` environments. So many neighbours begin in the same state."""
     keys = jnp.repeat(jax.random.split(key, batch // alike), alike)
-    state = jax.vmap(env.init)(keys, env_params)
+    level = jax.vmap(levels.draw)(keys)
+    state = jax.vmap(env.init)(keys, levels.of(level))
     past, budget = policy.window - 1, policy.chat.max_answer_tokens
     zeros = jnp.zeros((past, batch), jnp.int32)
     no_answer = jnp.zeros((past, batch, budget), jnp.int32)
     turns = Turns(policy.chat.observation(zeros, zeros), no_answer, no_answer > 0, zeros, zeros - 1)
     repeated = jax.tree.map(lambda x: jnp.broadcast_to(x[None], (past, *x.shape)), state)
-    return Session(state, Place.start(policy, batch), turns, repeated)
+    return Session(state, level, Place.start(policy, batch), turns, repeated)
 
 
 def images(env: Environment, states: State, lead: int) -> jax.Array:
@@ -113,16 +114,16 @@ def remembered(policy: Policy, params: Params, env: Environment, session: Sessio
 
 
 def play_in_parts(
-    policy: Policy, params: Params, env: AutoReset, env_params: EnvParams, session: Session, key: jax.Array,
+    policy: Policy, params: Params, env: AutoReset, levels: Levels, session: Session, key: jax.Array,
     num_turns: int, envs_at_once: int = 0, read_final: bool = False,
 ) -> tuple[Trajectory, Session]:  # fmt: skip
     """`play`, so many environments at a time: the keys and values of the others need no memory meanwhile. 0 is all."""
     batch = len(session.place.turn)
     if not 0 < envs_at_once < batch:
-        return play(policy, params, env, env_params, session, key, num_turns, read_final=read_final)
+        return play(policy, params, env, levels, session, key, num_turns, read_final=read_final)
     parts = batch // envs_at_once
     on = lambda session, do: Session(  # the batch is axis 1 of what is remembered of turns
-        *(jax.tree.map(partial(do, axis=axis), part) for axis, part in zip((0, 0, 1, 1), session, strict=True))
+        *(jax.tree.map(partial(do, axis=axis), part) for axis, part in zip((0, 0, 0, 1, 1), session, strict=True))
     )
 
     def cut(x: jax.Array, axis: int) -> jax.Array:
@@ -132,19 +133,18 @@ def play_in_parts(
         x = jnp.moveaxis(x, 0, axis)
         return x.reshape(*x.shape[:axis], batch, *x.shape[axis + 2 :])
 
-    def part(xs: tuple[Session, EnvParams, jax.Array]) -> tuple[Trajectory, Session]:
-        session, env_params, index = xs
+    def part(xs: tuple[Session, jax.Array]) -> tuple[Trajectory, Session]:
+        session, index = xs
         part_key = jax.random.fold_in(key, index)
-        return play(policy, params, env, env_params, session, part_key, num_turns, read_final=read_final)
+        return play(policy, params, env, levels, session, part_key, num_turns, read_final=read_final)
 
-    of_parts = (on(session, cut), jax.tree.map(partial(cut, axis=0), env_params), jnp.arange(parts))
-    trajectory, session = jax.lax.map(part, of_parts)
+    trajectory, session = jax.lax.map(part, (on(session, cut), jnp.arange(parts)))
     turns = jax.tree.map(partial(joined, axis=1), trajectory._replace(next_hidden=()))
     return turns._replace(next_hidden=joined(trajectory.next_hidden, axis=0)), on(session, joined)
 
 
 def play(
-    policy: Policy, params: Params, env: AutoReset, env_params: EnvParams, session: Session, key: jax.Array,
+    policy: Policy, params: Params, env: AutoReset, levels: Levels, session: Session, key: jax.Array,
     num_turns: int, greedy: jax.Array | bool = False, read_final: bool = False,
     see: Callable[[jax.Array], jax.Array] = lambda images: images,
 ) -> tuple[Trajectory, Session]:  # fmt: skip
@@ -155,14 +155,15 @@ def play(
     prefix = policy.prefix(params)
     decoding = policy.model.unstacked(params)
 
-    def turn(carry: tuple[State, Place, Ring], turn_index: jax.Array):
-        state, place, ring = carry
+    def turn(carry: tuple[State, jax.Array, Place, Ring], turn_index: jax.Array):
+        state, level, place, ring = carry
         sample_key, env_key = jax.random.split(jax.random.fold_in(key, turn_index))
         image_tokens = policy.model.image_tokens(params, see(images(env.env, state, lead=1)))
         answer, turns, kv = take_turn(policy, decoding, ring, prefix, place, image_tokens, sample_key, greedy)
         action = policy.read(answer.ids, answer.valid)
         env_keys = jax.random.split(env_key, len(action))
-        step = jax.vmap(env.step)(env_keys, state, action, env_params)
+        next_level = jax.vmap(levels.draw)(env_keys)
+        step = jax.vmap(env.step)(env_keys, state, action, levels.of(level), levels.of(next_level))
         ring = ring.write(turn_index, kv, turns.valid)
         is_done = step.terminated | step.truncated
         going_on = place.after(policy, turns, jnp.zeros_like(is_done))
@@ -172,14 +173,15 @@ def play(
             final_hidden = jax.lax.cond(jnp.any(step.truncated), thoughts, lambda: final_hidden)
         record = Trajectory(
             state, step.final_state, turns, answer.log_probs, answer.grammar_states, answer.prompt_hidden, final_hidden,
-            place.turn, action, step.reward, step.terminated, step.truncated, step.info, final_hidden,
+            place.turn, level, action, step.reward, step.terminated, step.truncated, step.info, final_hidden,
         )  # fmt: skip
         place = place.after(policy, turns, is_done)
-        return (step.state, place, ring.forget(is_done)), record
+        level = jnp.where(is_done, next_level, level)
+        return (step.state, level, place, ring.forget(is_done)), record
 
     ring = remembered(policy, params, env.env, session, prefix)
-    carry, trajectory = jax.lax.scan(turn, (session.state, session.place, ring), jnp.arange(num_turns))
-    state, place, ring = carry
+    carry = (session.state, session.level, session.place, ring)
+    (state, level, place, ring), trajectory = jax.lax.scan(turn, carry, jnp.arange(num_turns))
     next_hidden = trajectory.next_hidden[-1]
     if read_final:
         next_hidden = prompt_state(policy, decoding, env.env, state, place, ring, prefix)
@@ -187,6 +189,7 @@ def play(
     last = lambda old, new: jnp.concatenate([old, new])[num_turns : num_turns + past]
     session = Session(
         state,
+        level,
         place,
         jax.tree.map(last, session.past, trajectory.turns),
         jax.tree.map(last, session.past_states, trajectory.state),

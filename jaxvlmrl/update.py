@@ -10,14 +10,14 @@ import optax
 
 from envs_jax.environment import Params as EnvParams
 from envs_jax.environment import State
-from envs_jax.wrappers import AutoReset
+from envs_jax.wrappers import AutoReset, Levels
 from jaxvlmrl import packed, rollout, thinking
 from jaxvlmrl.adapters import joined
 from jaxvlmrl.algorithms.algorithm import Algorithm, Experience, Steps
 from jaxvlmrl.algorithms.masking import masked_mean
 from jaxvlmrl.conversation import Turns
 from jaxvlmrl.corrector import Corrected, Corrector
-from jaxvlmrl.curriculum import Curriculum, Lessons
+from jaxvlmrl.curriculum import Curriculum
 from jaxvlmrl.models.critics import Critic
 from jaxvlmrl.models.layers import Params
 from jaxvlmrl.policy import Policy
@@ -34,7 +34,7 @@ class Learner(NamedTuple):
     policy_optimizer: Any
     critic_optimizer: Any
     session: Session
-    lessons: Lessons  # of the curriculum
+    chances: jax.Array  # of the curriculum's levels to be begun
     turns: jax.Array  # int32, played so far
 
 
@@ -78,6 +78,7 @@ class ActorCritic:
     policy_optimizer: optax.GradientTransformation
     critic_optimizer: optax.GradientTransformation
     num_updates: int  # of the phase, for what changes along it
+    num_envs: int  # B
     num_turns: int  # T
     epochs: int
     minibatches: int
@@ -96,27 +97,21 @@ class ActorCritic:
         image = jax.eval_shape(lambda: env.observe(env.init(key, env.default_params())))["image"]
         height, width, _ = image.shape
         critic = self.critic.init(critic_key, height, width, self.policy.model.text.width)
-        session = rollout.begin(self.policy, self.env, env_params, env_key)
+        chances = self.curriculum.start()
+        session = self.fresh_session(self.curriculum.begun(chances, env_params), env_key)
         optimizers = self.policy_optimizer.init(params), self.critic_optimizer.init(critic)
-        lessons = self.curriculum.start(len(session.place.turn))
-        return Learner(params, critic, jax.tree.map(jnp.copy, params), *optimizers, session, lessons, jnp.int32(0))
+        return Learner(params, critic, jax.tree.map(jnp.copy, params), *optimizers, session, chances, jnp.int32(0))
 
     def step(
         self, learner: Learner, frozen: Params, env_params: EnvParams, key: jax.Array, index: jax.Array
     ) -> tuple[Learner, Metrics]:
         """Update `index` of the phase: one rollout and all the learning from it."""
         play_key, shuffle_key = jax.random.split(key)
-        lessons = self.curriculum.draw(
-            learner.lessons,
-            jax.random.fold_in(key, 3),
-            self.algorithm.environments_alike,
-            self.algorithm.whole_episodes,
-        )
-        env_params = self.curriculum.params(lessons, env_params)
+        levels = self.curriculum.begun(learner.chances, env_params)
         if self.algorithm.whole_episodes:
-            learner = learner._replace(session=self.fresh_session(env_params, jax.random.fold_in(key, 2)))
+            learner = learner._replace(session=self.fresh_session(levels, jax.random.fold_in(key, 2)))
         trajectory, session = rollout.play_in_parts(
-            self.policy, joined(learner.policy, frozen), self.env, env_params, learner.session, play_key, self.num_turns,
+            self.policy, joined(learner.policy, frozen), self.env, levels, learner.session, play_key, self.num_turns,
             self.envs_at_once, read_final=self.reads_final,
         )  # fmt: skip
         trajectory = self.with_thoughts_paid(trajectory)
@@ -126,8 +121,8 @@ class ActorCritic:
         rows = self.with_corrections(rows, trajectory, jax.random.fold_in(key, 4))
         is_warmup = index < self.algorithm.critic_warmup
         when = When(is_warmup, self.progress(index, learner.turns))
-        lessons, taught = self.curriculum.learn(lessons, trajectory, is_played)
-        learner = learner._replace(session=session, lessons=lessons, turns=learner.turns + jnp.sum(is_played))
+        chances, taught = self.curriculum.learn(learner.chances, trajectory, is_played)
+        learner = learner._replace(session=session, chances=chances, turns=learner.turns + jnp.sum(is_played))
         learner, learned = self.learn(learner, frozen, rows, shuffle_key, when)
         return learner, learned | valued | taught | played(self.policy, trajectory, is_played)
 
@@ -148,8 +143,8 @@ class ActorCritic:
     def reads_final(self) -> bool:
         return self.algorithm.uses_critic and self.critic.reads_hidden and not self.algorithm.values_tokens
 
-    def fresh_session(self, env_params: EnvParams, key: jax.Array) -> Session:
-        return rollout.begin(self.policy, self.env, env_params, key, self.algorithm.environments_alike)
+    def fresh_session(self, levels: Levels, key: jax.Array) -> Session:
+        return rollout.begin(self.policy, self.env, levels, key, self.num_envs, self.algorithm.environments_alike)
 
     def is_played(self, trajectory: Trajectory) -> jax.Array:
         """[T, B] bool: False after an environment's first episode, where an algorithm wants one each."""

@@ -30,10 +30,10 @@ def make_config(
 
 
 def make_actor_critic(config: Config, critic: Critic | None = None) -> tuple[ActorCritic, Params]:
-    """(the update, parameters of the batch's environments)."""
+    """(the update, parameters of its environments)."""
     config = dataclasses.replace(config, critic=critic or config.critic)
     actor_critic = building.make_actor_critic(config, building.make_policy(config), building.make_env(config))
-    return actor_critic, building.batched(config.env_params, config.rl.num_envs)
+    return actor_critic, config.env_params
 
 
 def sharpened(params: dict, factor: float = 20.0) -> dict:

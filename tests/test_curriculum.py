@@ -1,7 +1,8 @@
-"""Levels of a curriculum: drawn as 1 / mean turns, alike within groups, each environment on its own board."""
+"""Levels of a curriculum: begun as 1 / mean turns, so that all get their turns; alike within groups."""
 
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,39 +12,99 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from envs_jax import GridWalker
 from envs_jax.grid_walker.grid_walker import Params
-from jaxvlmrl import runs, train
+from envs_jax.wrappers import AutoReset, Levels
+from jaxvlmrl import rollout, runs, train
+from jaxvlmrl.building import make_env
 from jaxvlmrl.config import ConfigError, from_json, to_json
 from jaxvlmrl.curriculum import Curriculum
+from tests.small import BATCH, make_actor_critic, make_config
 
-LEVELS = (Params(size=4, num_blocks=0), Params(size=8, num_blocks=3))
+LEVELS = (Params(size=4, num_blocks=2, max_turns=2), Params(size=8, num_blocks=3, max_turns=6))
+
+
+def played_on(level: jax.Array, ends: jax.Array, turns_so_far: jax.Array) -> SimpleNamespace:
+    return SimpleNamespace(
+        terminated=ends, truncated=jnp.zeros_like(ends), info={"success": ends}, turns_so_far=turns_so_far, level=level
+    )
 
 
 def test_a_level_that_takes_half_the_turns_comes_twice_as_often():
     """Two turns on level 0, four on level 1: chances 2/3 and 1/3, whatever is still under way."""
     curriculum = Curriculum(LEVELS)
-    lessons = curriculum.start(3)._replace(board=jnp.array([0, 1, 1]))
     ends = np.zeros((4, 3), bool)
     ends[1, 0] = ends[3, 1] = True
-    nothing = jnp.zeros((4, 3), bool)
-    played = SimpleNamespace(
-        terminated=jnp.asarray(ends), truncated=nothing, info={"success": jnp.asarray(ends)},
-        turns_so_far=jnp.broadcast_to(jnp.arange(4)[:, None], (4, 3)),
-    )  # fmt: skip
-    lessons, told = curriculum.learn(lessons, played, ~nothing)  # pyright: ignore[reportArgumentType]
-    np.testing.assert_allclose(lessons.chances, [2 / 3, 1 / 3], rtol=1e-5)
+    level = jnp.broadcast_to(jnp.array([0, 1, 1]), (4, 3))
+    played = played_on(level, jnp.asarray(ends), jnp.broadcast_to(jnp.arange(4)[:, None], (4, 3)))
+    chances, told = curriculum.learn(curriculum.start(), played, jnp.ones((4, 3), bool))  # pyright: ignore
+    np.testing.assert_allclose(chances, [2 / 3, 1 / 3], rtol=1e-5)
     assert float(told["level/0/success_rate"]) == 1.0
-    assert float(told["level/1/turns"]) == 4.0
+    assert float(told["level/1/turns_per_episode"]) == 4.0
+    assert float(told["level/1/share_of_turns"]) == pytest.approx(2 / 3)
+
+
+def test_levels_get_the_same_number_of_turns():
+    """Nobody moves, so episodes last as long as their level lets them, in segments shorter than the longest."""
+    curriculum, batch = Curriculum(LEVELS), 256
+    env = AutoReset(GridWalker(), jnp.zeros((0, 2), jnp.uint32))
+
+    def turn(levels: Levels, carry, key):
+        state, level, turns_so_far = carry
+        keys = jax.random.split(key, batch)
+        next_level = jax.vmap(levels.draw)(keys)
+        step = jax.vmap(env.step)(keys, state, jnp.full(batch, -1), levels.of(level), levels.of(next_level))
+        ends = step.terminated | step.truncated
+        after = jnp.where(ends, next_level, level), jnp.where(ends, 0, turns_so_far + 1)
+        return (step.state, *after), (level, ends, turns_so_far)
+
+    def update(carry, key):
+        chances, at = carry
+        at, found = jax.lax.scan(partial(turn, curriculum.begun(chances, None)), at, jax.random.split(key, 4))
+        chances, told = curriculum.learn(chances, played_on(*found), jnp.ones((4, batch), bool))  # pyright: ignore
+        return (chances, at), told["level/0/share_of_turns"]
+
+    @jax.jit
+    def shares(key):
+        levels, keys = curriculum.begun(curriculum.start(), None), jax.random.split(key, batch)
+        level = jax.vmap(levels.draw)(keys)
+        at = jax.vmap(env.init)(keys, levels.of(level)), level, jnp.zeros(batch, jnp.int32)
+        return jax.lax.scan(update, (curriculum.start(), at), jax.random.split(key, 40))
+
+    (chances, _), share = shares(jax.random.key(0))
+    np.testing.assert_allclose(chances, [0.75, 0.25], rtol=1e-5)
+    assert abs(float(jnp.mean(share[10:])) - 0.5) < 0.02
+
+
+def test_a_rollout_plays_each_episode_on_the_level_it_drew():
+    """The limit of turns is the level's, also of an episode that an earlier update began."""
+    actor_critic, _ = make_actor_critic(make_config(max_turns=6))
+    levels = Curriculum(LEVELS).begun(jnp.array([0.5, 0.5]), None)
+    policy, env = actor_critic.policy, actor_critic.env
+
+    @jax.jit
+    def run(params, key):
+        first = rollout.begin(policy, env, levels, key, BATCH)
+        before, session = rollout.play(policy, params, env, levels, first, key, 5)
+        after, _ = rollout.play(policy, params, env, levels, session, jax.random.fold_in(key, 1), 5)
+        return jax.tree.map(
+            lambda *xs: jnp.concatenate(xs), before._replace(next_hidden=()), after._replace(next_hidden=())
+        )
+
+    played = jax.device_get(run(policy.model.init(jax.random.key(0)), jax.random.key(1)))
+    limit = np.asarray([level.max_turns for level in LEVELS])[played.level]
+    np.testing.assert_array_equal(played.truncated, ~played.terminated & (played.turns_so_far + 1 == limit))
+    assert set(played.level[played.truncated]) == {0, 1}, "this key shows nothing"
+    goes_on = ~(played.terminated | played.truncated)[:-1]
+    assert (played.level[1:] == played.level[:-1])[goes_on].all()
 
 
 def test_draws_follow_the_chances_and_groups_share_a_level():
-    curriculum = Curriculum(LEVELS)
-    lessons = curriculum.start(4000)._replace(chances=jnp.array([0.9, 0.1]))
-    level = np.asarray(curriculum.draw(lessons, jax.random.key(0), alike=4, all_begin=True).level)
+    levels = Curriculum(LEVELS).begun(jnp.array([0.9, 0.1]), None)
+    level = np.asarray(jax.vmap(levels.draw)(jnp.repeat(jax.random.split(jax.random.key(0), 1000), 4)))
     assert (level.reshape(-1, 4) == level.reshape(-1, 4)[:, :1]).all()
     assert abs(level.mean() - 0.1) < 0.03
-    boards = curriculum.params(lessons._replace(level=jnp.array([1, 0])), None)
-    np.testing.assert_array_equal(boards.size, [8, 4])
+    np.testing.assert_array_equal(levels.of(jnp.array([1, 0])).size, [8, 4])
 
 
 @pytest.mark.slow
@@ -61,3 +122,11 @@ def test_an_impossible_level_is_refused():
     config.curriculum = Curriculum((dataclasses.replace(LEVELS[0], size=99),))
     with pytest.raises(ConfigError, match="size 99"):
         config.check()
+
+
+def test_a_level_whose_every_layout_is_held_out_is_refused():
+    """Its first game would be drawn again for ever."""
+    config = quickstart.get_config()
+    config.curriculum = Curriculum((dataclasses.replace(LEVELS[1], num_blocks=0), LEVELS[1]))
+    with pytest.raises(ConfigError, match=r"hold out every layout of .*num_blocks=0"):
+        make_env(config)

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from envs_jax.wrappers import Levels
 from jaxvlmrl import rollout
 from jaxvlmrl.config import Model
 from jaxvlmrl.conversation import Turns
 from jaxvlmrl.models.attention import attend_causally
 from jaxvlmrl.models.qwen3_vl import Qwen3VL
 from jaxvlmrl.update import Rows
-from tests.small import fresh, make_actor_critic, make_config, sharpened
+from tests.small import BATCH, fresh, make_actor_critic, make_config, sharpened
 
 MAX_GAP = 1e-4
 
@@ -26,17 +27,18 @@ def two_rollouts(
     """Two rollouts, the second of which begins mid-episode: 6 turns of episodes of at most 5."""
     config = make_config(window, constrained, model=model, tokens_at_once=tokens_at_once)
     actor_critic, env_params = make_actor_critic(config)
+    levels = Levels.only(env_params)
     no_steps: Any = None  # log-probs need none
 
     @jax.jit
     def run(params, key):
         first_key, *keys = jax.random.split(key, 3)
-        session = rollout.begin(actor_critic.policy, actor_critic.env, env_params, first_key)
+        session = rollout.begin(actor_critic.policy, actor_critic.env, levels, first_key, BATCH)
         found = []
         for play_key in keys:
             before = session
             trajectory, session = rollout.play_in_parts(
-                actor_critic.policy, params, actor_critic.env, env_params, session, play_key, actor_critic.num_turns,
+                actor_critic.policy, params, actor_critic.env, levels, session, play_key, actor_critic.num_turns,
                 envs_at_once,
             )  # fmt: skip
             join = lambda old, new: jnp.swapaxes(jnp.concatenate([old, new]), 0, 1)
@@ -89,12 +91,13 @@ def test_in_parts_is_the_same_game():
     config = make_config(3, True)
     actor_critic, env_params = make_actor_critic(config)
     params, policy, env = sharpened(fresh(config), 1e5), actor_critic.policy, actor_critic.env
+    levels = Levels.only(env_params)
 
     @functools.partial(jax.jit, static_argnums=1)
     def run(params, envs_at_once):
-        session = rollout.begin(policy, env, env_params, jax.random.key(0))
+        session = rollout.begin(policy, env, levels, jax.random.key(0), BATCH)
         key = jax.random.key(1)
-        trajectory, after = rollout.play_in_parts(policy, params, env, env_params, session, key, 4, envs_at_once)
+        trajectory, after = rollout.play_in_parts(policy, params, env, levels, session, key, 4, envs_at_once)
         return trajectory.action, trajectory.turns, trajectory.next_hidden, after.past.answer_ids, after.place
 
     jax.tree.map(np.testing.assert_array_equal, run(params, 0), run(params, 2))

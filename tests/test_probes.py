@@ -9,7 +9,7 @@ import pytest
 
 from envs_jax.probe import PROBES, Probe
 from jaxvlmrl.algorithms import ALGORITHMS
-from jaxvlmrl.building import batched, make_actor_critic, make_env, make_policy
+from jaxvlmrl.building import make_actor_critic, make_env, make_policy
 from jaxvlmrl.config import Config, Conversation, RLPhase
 from jaxvlmrl.models.critics import CNNCritic
 from jaxvlmrl.models.decoder import TextConfig
@@ -48,7 +48,7 @@ def train_rates(config: Config) -> np.ndarray:
     """[updates], of a config's phase of reinforcement learning."""
     config.check()
     learner_of = make_actor_critic(config, make_policy(config), make_env(config))
-    env_params = batched(config.env_params, config.rl.num_envs)
+    env_params = config.env_params
 
     @jax.jit
     def train(key: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from envs_jax.wrappers import Levels
 from jaxvlmrl import rollout
 from jaxvlmrl.models.critics import CNNCritic, ValueHead
 from jaxvlmrl.update import ActorCritic, When
@@ -74,8 +75,8 @@ def rows_of(actor_critic: ActorCritic, env_params, learner):
     @jax.jit
     def make(learner):
         trajectory, session = rollout.play(
-            actor_critic.policy, learner.policy, actor_critic.env, env_params, learner.session, jax.random.key(1),
-            actor_critic.num_turns, read_final=actor_critic.critic.reads_hidden,
+            actor_critic.policy, learner.policy, actor_critic.env, Levels.only(env_params), learner.session,
+            jax.random.key(1), actor_critic.num_turns, read_final=actor_critic.critic.reads_hidden,
         )  # fmt: skip
         value, final_value = actor_critic.judge(learner.critic, trajectory, session)
         played = actor_critic.is_played(trajectory)
@@ -117,7 +118,13 @@ def test_truncated_episodes_bootstrap_from_their_own_last_picture():
     @jax.jit
     def run(learner):
         trajectory, session = rollout.play(
-            actor_critic.policy, learner.policy, actor_critic.env, env_params, learner.session, jax.random.key(1), 6
+            actor_critic.policy,
+            learner.policy,
+            actor_critic.env,
+            Levels.only(env_params),
+            learner.session,
+            jax.random.key(1),
+            6,
         )
         return trajectory, actor_critic.judge(learner.critic, trajectory, session)
 
