@@ -17,6 +17,7 @@ finished; --parallel runs go on at once, a core each. On a GPU, `--together --no
 (experiments/together.py).
 """
 
+import functools
 import json
 import os
 import statistics
@@ -32,6 +33,10 @@ import numpy as np
 from absl import app, flags
 
 from jaxvlmrl.algorithms import ALGORITHMS
+from jaxvlmrl.command_line import read_config
+from jaxvlmrl.config import differences
+from jaxvlmrl.runs import read_config as config_in
+from jaxvlmrl.runs import read_rows
 
 
 class Method(NamedTuple):
@@ -129,7 +134,8 @@ SETTINGS = {
 }
 ALL_METHODS = sorted({name.replace(",", "") for setting in SETTINGS.values() for name in setting.methods})
 FEWEST_TURNS = 1024  # of an update: 256 episodes of four; whole runs are of so many updates or end at their steps
-T_QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # two-sided 95%, by number of values
+T_QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # two-sided 95%
+IMMATERIAL = ("start_from:", "rl.microbatches:", "rl.envs_at_once:")  # to what a run learns
 
 CHOSEN = flags.DEFINE_list("settings", ["weak"], ", ".join(SETTINGS))
 ROWS = flags.DEFINE_list("methods", [], "rows of the tables, by name without commas; all without it")
@@ -148,7 +154,11 @@ flags.register_validator(
 flags.register_validator(
     "methods", lambda names: set(names or []) <= set(ALL_METHODS), message=f"methods are {', '.join(ALL_METHODS)}"
 )
-flags.register_validator("seeds", lambda seeds: all(seed.isdecimal() for seed in seeds), message="seeds are numbers")
+flags.register_validator(
+    "seeds",
+    lambda seeds: len(seeds) <= max(T_QUANTILES) and all(seed.isdecimal() for seed in seeds),
+    message=f"seeds are numbers, at most {max(T_QUANTILES)} of them",
+)
 
 
 class Job(NamedTuple):
@@ -162,11 +172,17 @@ class Job(NamedTuple):
 
     @property
     def is_finished(self) -> bool:
-        """And of the setting as it is now: of its steps."""
-        if not (self.folder / "summary.json").exists():
-            return False
-        config = json.loads((self.folder / "config.json").read_text())
-        return config["rl"]["stop_after_turns"] == SETTINGS[self.setting].steps
+        """And of the setting as it is now."""
+        return is_finished(self.folder, (*arguments(self.setting, self.method), f"--config.seed={self.seed}"))
+
+
+@functools.cache
+def is_finished(folder: Path, given: tuple[str, ...]) -> bool:
+    """Whether a run of the config that is given has ended there."""
+    if not (folder / "summary.json").exists():
+        return False
+    wanted, _ = read_config(["compare", *given], lambda _: None)
+    return all(line.startswith(IMMATERIAL) for line in differences(config_in(folder), wanted))
 
 
 def prefix(setting: str, method: str) -> Path:
@@ -211,16 +227,13 @@ def start_folder(setting: str, seed: str) -> Path:
 
 
 def imitate(setting: str, seed: str) -> None:
-    start = SETTINGS[setting]
-    if (start_folder(setting, seed) / "summary.json").exists():
-        return
-    code = call(
-        ["-m", "jaxvlmrl.train"], f"--workdir={start_folder(setting, seed)}",
-        f"--config=configs/{start.config}.py:{start.base}", f"--config.seed={seed}",
-        "--config.rl.num_updates=0", f"--config.imitation.num_updates={start.imitation}",
+    start, folder = SETTINGS[setting], start_folder(setting, seed)
+    given = (
+        f"--config=configs/{start.config}.py:{start.base}", f"--config.seed={seed}", "--config.rl.num_updates=0",
+        f"--config.imitation.num_updates={start.imitation}",
     )  # fmt: skip
-    if code:
-        sys.exit(f"the start of {setting}, seed {seed}, failed: see {start_folder(setting, seed)}.log")
+    if not is_finished(folder, given) and call(["-m", "jaxvlmrl.train"], f"--workdir={folder}", *given):
+        sys.exit(f"the start of {setting}, seed {seed}, failed: see {folder}.log")
 
 
 def arguments(setting_name: str, method: str) -> list[str]:
@@ -246,6 +259,7 @@ def run(job: Job, cores: "Queue[int]") -> None:
         code = call(["-m", "jaxvlmrl.train"], *given, core=core if PINS.value else None)
     finally:
         cores.put(core)
+    is_finished.cache_clear()
     tell(job, code)
 
 
@@ -258,6 +272,7 @@ def run_together(setting: str, method: str) -> None:
     if SETTINGS[setting].imitation:
         given.append(f"--start_from={start_folder(setting, '{seed}')}")
     code = call([str(Path(__file__).with_name("together.py"))], *given)
+    is_finished.cache_clear()
     for seed in SEEDS.value or []:
         tell(Job(setting, method, seed), code)
 
@@ -277,11 +292,12 @@ def read(job: Job) -> dict[str, Any]:
 
 
 def curve(job: Job) -> tuple[np.ndarray, np.ndarray]:
-    """(environment steps, validation win rate) of a run."""
-    rows = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
-    found = [(row["turns"], row["validation/win_rate"]) for row in rows if "validation/win_rate" in row]
-    steps, rates = zip(*found, strict=True)
-    return np.asarray(steps), np.asarray(rates)
+    """(environment steps, validation win rate) of a run, wherever it was measured."""
+    points = [
+        (row["turns"], row["validation/win_rate"]) for row in read_rows(job.folder) if "validation/win_rate" in row
+    ]
+    steps, rates = np.array(points, float).reshape(-1, 2).T
+    return steps, rates
 
 
 def area(job: Job) -> float:

@@ -16,6 +16,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
 
+from jaxvlmrl.runs import read_rows
+
 SETTING = flags.DEFINE_enum("setting", "random", list(compare.SETTINGS), "of compare.py")
 NOTED = ("turns", "command/left", "command/right", "policy/entropy", "policy/clip_fraction")  # of a run's last update
 UPTO = flags.DEFINE_integer("upto", 230_000, "environment steps", lower_bound=1)
@@ -26,7 +28,7 @@ def record(name: str, seeds: list[str]) -> dict[str, Any]:
     """A row's figures, one of each seed."""
     jobs = [compare.Job(SETTING.value, name, seed) for seed in seeds]
     curves = [curve(job) for job in jobs]
-    last = [json.loads((job.folder / "metrics.jsonl").read_text().splitlines()[-1]) for job in jobs]
+    last = [read_rows(job.folder)[-1] for job in jobs]
     along = np.linspace(0, UPTO.value, 1001)
     at = lambda points, steps: np.interp(steps, *points)
     return {
@@ -47,9 +49,8 @@ def curve(job: compare.Job) -> tuple[np.ndarray, np.ndarray]:
 
 
 def has_come_far(name: str, seeds: list[str]) -> bool:
-    jobs = [compare.Job(SETTING.value, name, seed) for seed in seeds]
-    has_begun = all((job.folder / "metrics.jsonl").exists() for job in jobs)
-    return has_begun and all(compare.curve(job)[0][-1] >= UPTO.value for job in jobs)
+    measured = [compare.curve(compare.Job(SETTING.value, name, seed))[0] for seed in seeds]
+    return all(len(steps) and steps[-1] >= UPTO.value for steps in measured)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

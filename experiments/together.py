@@ -8,6 +8,7 @@ batched products.
 """
 
 import dataclasses
+import fcntl
 import shutil
 import sys
 import time
@@ -21,12 +22,15 @@ from absl import flags
 
 from jaxvlmrl import command_line, held_out
 from jaxvlmrl.building import ORDER, Phase, first_params, make_phases, make_policy
-from jaxvlmrl.config import Config, ConfigError
+from jaxvlmrl.config import Config, ConfigError, differences
 from jaxvlmrl.episodes import Evaluator
 from jaxvlmrl.models.layers import Params
 from jaxvlmrl.runs import Position, Run
+from jaxvlmrl.runs import read_config as config_in
 from jaxvlmrl.train import Loop, Progress, Stop
 from jaxvlmrl.watchdog import Watchdog
+
+MARK = ".together"  # in folders of this script
 
 
 def stacked(trees: Sequence[Params]) -> Params:
@@ -49,6 +53,8 @@ def train_together(configs: Sequence[Config], folders: Sequence[Path]) -> None:
     evaluator = Evaluator(policy, configs[0].env_params, configs[0].evaluation.batch)
     with ExitStack() as stack:
         runs = [stack.enter_context(Run(folder, config)) for folder, config in zip(folders, configs)]
+        for folder in folders:
+            (folder / MARK).touch()
         loops = [Loop(c, run, evaluator, Watchdog(), Stop(), started) for c, run in zip(configs, runs)]
         progress = [Progress(Position(), first, first) for first in firsts]
         if configs[0].start_from:
@@ -98,14 +104,21 @@ def main(argv: list[str]) -> int:
     if not config.tuning.trains_all:
         raise ConfigError("runs together train all of a model: config.tuning freezes parts of it")
     given = values.flag_values_dict()
+    if not all(seed.isdecimal() for seed in given["seeds"]):
+        raise ConfigError(f"--seeds={','.join(given['seeds'])} are not numbers")
     seeds = [int(seed) for seed in given["seeds"]]
-    starts = [given["start_from"].format(seed=seed) for seed in seeds]
+    starts = [given["start_from"].replace("{seed}", str(seed)) for seed in seeds]
     configs = [dataclasses.replace(config, seed=seed, start_from=start) for seed, start in zip(seeds, starts)]
     prefix = given["workdir"] or f"runs/together/{command_line.config_name(values)}"
     runs = [(config, Path(f"{prefix}-{config.seed}")) for config in configs]
     left = [(config, folder) for config, folder in runs if not (folder / "summary.json").exists()]
-    for _, folder in left:
-        clear(folder)
+    for config, folder in runs:
+        if (config, folder) in left:
+            clear(folder)
+        elif changed := differences(config_in(folder), config):
+            raise ConfigError(
+                f"{folder} holds a run of another config ({'; '.join(changed)}); choose another --workdir"
+            )
     if left:
         train_together(*zip(*left))
     return 0
@@ -115,11 +128,14 @@ def clear(folder: Path) -> None:
     """Takes away what an earlier call left unfinished. Raises `ConfigError` for a folder of anybody else's."""
     if not folder.exists():
         return
-    if not folder.is_dir() or ((folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir())):
+    if not (folder / MARK).exists():
         raise ConfigError(f"{folder} is there, and not by this script: choose another --workdir")
-    if not (folder / "metrics.jsonl").exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is no run and not empty: choose another --workdir")
-    shutil.rmtree(folder)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"{folder} is in use by another process") from error
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,14 @@ def helped(argv: Sequence[str], text: str | None, define: Callable[[flags.FlagVa
     return True
 
 
+def check_target(flag: str, path: Path) -> None:
+    """Raises `ConfigError`, before any work, where no file can be written."""
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"--{flag}={path} is in a folder that does not exist")
+    if path.is_dir():
+        raise ConfigError(f"--{flag}={path} is a folder: name a file")
+
+
 def define_config(values: flags.FlagValues, argv: Sequence[str]) -> None:
     """--config=configs/NAME.py[:variant] and an override for each of its fields."""
     help_text = "configs/NAME.py[:variant]; override fields with --config.a.b=value"

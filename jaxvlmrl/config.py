@@ -267,6 +267,10 @@ class Config:
         if alike < 1 or self.rl.num_envs % max(alike, 1):
             count = f"groups of {alike}"
             raise ConfigError(f"config.rl.num_envs = {self.rl.num_envs} cannot be cut into {count} that begin alike")
+        if alike < self.algorithm.fewest_alike:
+            raise ConfigError(
+                f"{name} compares episodes that begin alike: config.algorithm.group_size must be at least 2"
+            )
         if self.algorithm.whole_episodes and self.rl.num_turns < int(self.env_params.max_turns):
             turns = f"config.rl.num_turns = {self.rl.num_turns} is below config.env_params.max_turns"
             raise ConfigError(f"{name} learns from whole episodes, but {turns}")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from envs_jax.environment import Params as EnvParams
 from envs_jax.wrappers import Levels
-from jaxvlmrl.algorithms.masking import masked_mean
+from jaxvlmrl.algorithms.masking import masked_mean, mean_if_any
 from jaxvlmrl.algorithms.odysseus import level_probabilities
 from jaxvlmrl.rollout import Trajectory
 
@@ -48,12 +48,11 @@ class Curriculum:
         nobodys = len(self.levels)  # the level of turns that ended no episode
         ended = jnp.where(is_done, trajectory.level, nobodys).reshape(-1)
         _, chances = level_probabilities(turns.reshape(-1), ended, len(self.levels))
-        won = trajectory.info["success"].astype(jnp.float32)
         metrics = {}
         for index in range(len(self.levels)):
             is_level = trajectory.level == index
-            metrics[f"level/{index}/success_rate"] = masked_mean(won, is_done & is_level)
-            metrics[f"level/{index}/turns_per_episode"] = masked_mean(turns, is_done & is_level)
+            metrics[f"level/{index}/success_rate"] = mean_if_any(trajectory.info["success"], is_done & is_level)
+            metrics[f"level/{index}/turns_per_episode"] = mean_if_any(turns, is_done & is_level)
             metrics[f"level/{index}/share_of_turns"] = masked_mean(is_level.astype(jnp.float32), is_played)
             metrics[f"level/{index}/chance"] = chances[index]
         return chances, metrics

@@ -177,8 +177,8 @@ def main(argv: list[str]) -> int:
     values = command_line.parse(argv, define)
     given: dict[str, Any] = values.flag_values_dict()
     seeds = read_seeds(given["seeds"])
-    if given["json"] and not Path(given["json"]).absolute().parent.is_dir():
-        raise ConfigError(f"--json={given['json']} is in a folder that does not exist")
+    if given["json"]:
+        command_line.check_target("json", Path(given["json"]))
     is_remote = given["policy"] == "openai"
     refuse(values, OF_A_CHECKPOINT if is_remote else remote.flag_names(), given["policy"])
     try:

@@ -26,7 +26,9 @@ INK, PAPER, GOLD = "#1c2430", "#ffffff", "#c98a00"
 def learning_curve(rows: list[dict[str, Any]], path: Path) -> None:
     """Win rates along a run, imitation and reinforcement learning on one axis of turns played."""
     figure, axis = plt.subplots(figsize=(7, 4), dpi=120, layout="constrained")
-    of_phase = lambda phase, name: [(row["turns"], row[name]) for row in rows if row["phase"] == phase and name in row]
+    of_phase = lambda phase, name: [
+        (row["turns"], row[name]) for row in rows if row["phase"] == phase and row.get(name) is not None
+    ]
     if played := of_phase("rl", "rollout/success_rate"):
         axis.plot(*zip(*played), color="#9fb4d0", linewidth=1, label="training games, sampled answers")
     for phase, name, colour in (("imitation", "imitation", "#8a6d1f"), ("rl", "reinforcement learning", "#1f5fbf")):

@@ -65,8 +65,7 @@ def read(folder: Path) -> Finished:
     config = runs.read_config(folder)
     load = lambda name, otherwise: json.loads(path.read_text()) if (path := folder / name).exists() else otherwise
     games = [Game(**game) for game in load("games.json", [])]
-    rows = runs.read_rows(folder) if (folder / "metrics.jsonl").exists() else []
-    return Finished(folder.name, config, rows, load("summary.json", {}), games)
+    return Finished(folder.name, config, runs.read_rows(folder), load("summary.json", {}), games)
 
 
 def groups(found: Sequence[Finished]) -> list[list[Finished]]:
@@ -127,18 +126,8 @@ def heading(group: Sequence[Finished]) -> str:
 
 def results(found: Sequence[Finished]) -> str:
     """A row a run, and the mean of each group of seeds."""
-    head = [
-        "run",
-        "seed",
-        "before RL",
-        "greedy",
-        "95% interval",
-        "sampled",
-        "turns",
-        "blank / shuffled",
-        "seconds",
-        "machine",
-    ]
+    head = ["run", "seed", "before RL", "greedy", "95% interval", "sampled", "turns", "blank / shuffled", "seconds",
+            "machine"]  # fmt: skip
     lines = []
     for group in groups(found):
         finished = [run for run in group if run.summary]
@@ -146,13 +135,13 @@ def results(found: Sequence[Finished]) -> str:
         if len(finished) > 1:
             greedy = [run.summary["heldout"]["win_rate_greedy"] for run in finished]
             spread = f"standard deviation {statistics.stdev(greedy):.1%}"
-            lines.append(["", f"mean of {len(finished)}", "", f"{statistics.mean(greedy):.1%}", spread, *[""] * 4])
+            lines.append(["", f"mean of {len(finished)}", "", f"{statistics.mean(greedy):.1%}", spread])
     return table([head, *lines])
 
 
 def result(run: Finished) -> list[str]:
     if not run.summary:
-        return [run.name, str(run.config.seed), "not finished", *[""] * 6]
+        return [run.name, str(run.config.seed), "not finished"]
     after, before = run.summary["heldout"], run.summary.get("before_rl")
     low, high = after["ci95"]
     turns = after["mean_turns"]
@@ -161,6 +150,7 @@ def result(run: Finished) -> list[str]:
         run.name, str(run.config.seed), f"{before['win_rate_greedy']:.1%}" if before else "-",
         f"{after['win_rate_greedy']:.1%}", f"{low:.1%} to {high:.1%}", f"{after['win_rate_sampled']:.1%}",
         "-" if turns is None else f"{turns:.2f}", " / ".join(blind), f"{run.summary['wall_s']:.0f}",
+        run.summary.get("machine", ""),
     ]  # fmt: skip
 
 
@@ -182,7 +172,9 @@ def complaints(found: Sequence[Finished]) -> str:
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
-    """Of text; the first line is the head."""
+    """Of text; the first line is the head, and no line is longer."""
+    assert all(len(line) <= len(lines[0]) for line in lines)
+    lines = [[*line, *[""] * (len(lines[0]) - len(line))] for line in lines]
     cell = lambda kind, text: f"<{kind}>{html.escape(text)}</{kind}>"
     row = lambda kind, line: f"<tr>{''.join(cell(kind, text) for text in line)}</tr>"
     return f"<table>{row('th', lines[0])}{''.join(row('td', line) for line in lines[1:])}</table>"
@@ -242,8 +234,7 @@ def main(argv: list[str]) -> int:
         raise ConfigError("say which runs to report: python -m jaxvlmrl.report RUN [RUN ...] [--to=report.html]")
     read_runs = [read(Path(folder)) for folder in folders]
     target = Path(targets[-1] if targets else Path(folders[0]) / "report.html")
-    if not target.absolute().parent.is_dir():
-        raise ConfigError(f"--to={target} is in a folder that does not exist")
+    command_line.check_target("to", target)
     runs.write_text(target, page(read_runs))
     print(f"wrote {target}")
     return 0

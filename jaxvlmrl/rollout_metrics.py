@@ -1,10 +1,13 @@
-"""What happened in a rollout, as scalars: how it went, what was said, what was thought, and signs of collapse."""
+"""What happened in a rollout, as scalars: how it went, what was said, what was thought, and signs of collapse.
+
+What a rollout did not show, as nothing of the kind happened in it, is NaN: null in metrics.jsonl.
+"""
 
 import jax
 import jax.numpy as jnp
 
 from jaxvlmrl import thinking
-from jaxvlmrl.algorithms.masking import masked_mean
+from jaxvlmrl.algorithms.masking import masked_mean, mean_if_any
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.rollout import Trajectory
 
@@ -16,13 +19,17 @@ def spread(x: jax.Array, counts: jax.Array) -> jax.Array:
     return jnp.max(jnp.where(counts, x, -jnp.inf)) - jnp.min(jnp.where(counts, x, jnp.inf))
 
 
-def played(policy: Policy, trajectory: Trajectory, is_played: jax.Array) -> Metrics:
-    """What happened in a rollout, as scalars."""
+def played(policy: Policy, trajectory: Trajectory, is_played: jax.Array, may_have_lost: jax.Array) -> Metrics:
+    """What happened in a rollout, as scalars.
+
+    `may_have_lost`: the time limit has come for episodes that began with the first update. Until then only wins end.
+    """
     is_done = (trajectory.terminated | trajectory.truncated) & is_played
+    of_episodes = lambda x: mean_if_any(x, is_done & may_have_lost)
     of_turns = lambda x: masked_mean(x.astype(jnp.float32), is_played)
     metrics = {
-        "rollout/success_rate": masked_mean(trajectory.info["success"].astype(jnp.float32), is_done),
-        "rollout/turns_per_episode": masked_mean((trajectory.turns_so_far + 1).astype(jnp.float32), is_done),
+        "rollout/success_rate": of_episodes(trajectory.info["success"]),
+        "rollout/turns_per_episode": of_episodes(trajectory.turns_so_far + 1),
         "rollout/episodes": jnp.sum(is_done),
         "rollout/turns": jnp.sum(is_played),
         "rollout/reward_per_turn": of_turns(trajectory.reward),
@@ -46,7 +53,7 @@ def thoughts(policy: Policy, trajectory: Trajectory, is_played: jax.Array) -> Me
     found = thinking.figures(thinking.judge(policy, states, ids, valid), is_played.reshape(-1))
     tokens = jnp.sum(thinking.is_thought(policy, ids, valid), axis=-1).astype(jnp.float32)
     found["tokens"] = masked_mean(tokens, is_played.reshape(-1))
-    return {f"thought/{name}": jnp.nan_to_num(x) for name, x in found.items()}
+    return {f"thought/{name}": x for name, x in found.items()}
 
 
 def collapse(trajectory: Trajectory, is_played: jax.Array) -> Metrics:

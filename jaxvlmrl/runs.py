@@ -137,8 +137,7 @@ class Run:
         """Drops all rows from `row` on, half-written ones included."""
         self._metrics.close()
         path = self.folder / "metrics.jsonl"
-        whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
-        write_text(path, "".join(line + "\n" for line in whole if json.loads(line)["row"] < row))
+        write_text(path, "".join(line + "\n" for line in whole_lines(path) if json.loads(line)["row"] < row))
         self._metrics = path.open("a")
 
     def write(self, row: int, metrics: dict[str, Any]) -> None:
@@ -182,8 +181,14 @@ class Run:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The rows of a run's metrics.jsonl; none where there is no such file yet."""
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in whole_lines(path)] if path.exists() else []
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Without what was half-written when a process died."""
+    return [line for line in path.read_text().splitlines() if line.endswith("}")]
 
 
 def read_config(folder: Path) -> Config:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from envs_jax.environment import State, Thoughts
-from jaxvlmrl.algorithms.masking import masked_mean
+from jaxvlmrl.algorithms.masking import mean_if_any
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.text.chat import THOUGHT_BEGINS, THOUGHT_ENDS
 
@@ -100,11 +100,10 @@ def figures(verdict: Verdict, counts: Bool[Array, "*b"]) -> dict[str, jax.Array]
 
     True is what is said of the gold's side; what is said of the plan is not judged.
     """
-    share = lambda x, of: jnp.where(jnp.any(of), masked_mean(jnp.asarray(x, jnp.float32), of), jnp.nan)
     known = verdict.is_known & counts
     return {
-        "whole": share(verdict.is_whole, counts),
-        "known": share(verdict.is_known, counts),
-        "true": share(verdict.is_true, known),
-        "imagined": share(verdict.imagines, known),
+        "whole": mean_if_any(verdict.is_whole, counts),
+        "known": mean_if_any(verdict.is_known, counts),
+        "true": mean_if_any(verdict.is_true, known),
+        "imagined": mean_if_any(verdict.imagines, known),
     }

@@ -216,7 +216,8 @@ def tell(bar: tqdm, phase: Phase, at: Position, row: Row) -> None:
     shares = {name.removeprefix("command/"): x for name, x in row.items() if name.startswith("command/")}
     figures = [f"{row['time/turns_per_s']:.0f} turns/s, {row['time/share_train_step']:.0%} of the time"]
     if "rollout/success_rate" in row:
-        figures = [f"wins {row['rollout/success_rate']:.0%}", *figures, f"{row['time/tokens_per_s']:.0f} tokens/s"]
+        wins = "-" if math.isnan(row["rollout/success_rate"]) else f"{row['rollout/success_rate']:.0%}"
+        figures = [f"wins {wins}", *figures, f"{row['time/tokens_per_s']:.0f} tokens/s"]
     else:
         figures = [f"loss {row[f'{phase.name}/loss']:.3f}", *figures]
     if shares:

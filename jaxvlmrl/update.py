@@ -124,7 +124,8 @@ class ActorCritic:
         chances, taught = self.curriculum.learn(learner.chances, trajectory, is_played)
         learner = learner._replace(session=session, chances=chances, turns=learner.turns + jnp.sum(is_played))
         learner, learned = self.learn(learner, frozen, rows, shuffle_key, when)
-        return learner, learned | valued | taught | played(self.policy, trajectory, is_played)
+        may_have_lost = (index + 1) * self.num_turns >= env_params.max_turns
+        return learner, learned | valued | taught | played(self.policy, trajectory, is_played, may_have_lost)
 
     def with_thoughts_paid(self, trajectory: Trajectory) -> Trajectory:
         if not self.thought_reward:
@@ -282,7 +283,9 @@ class ActorCritic:
         metrics = {"loss/total": loss.total, "loss/policy": loss.policy, "loss/value": loss.value}
         if self.algorithm.kl_coef:
             metrics["loss/kl"] = loss.kl
-        metrics |= {"policy/entropy": loss.entropy, "policy/clip_fraction": loss.clip_fraction, "ratio/gap": gap}
+        is_token = rows.turns.answer_valid[:, self.policy.window - 1 :] & rows.steps.is_played[..., None]
+        entropy = masked_mean(thoughts.entropy, is_token)  # the bonus is of what is kept, in the algorithm's own mean
+        metrics |= {"policy/entropy": entropy, "policy/clip_fraction": loss.clip_fraction, "ratio/gap": gap}
         total = loss.total
         if self.corrector and rows.corrected:
             of_corrected = self.corrector.log_probs(params_of_all, rows.corrected, thoughts.image_tokens)

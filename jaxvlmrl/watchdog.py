@@ -1,12 +1,15 @@
 """Says in words when a run is not well. Looks only at metrics; changes nothing."""
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 MARGIN = 0.05  # more right answers than by always giving the commonest one, for who looks
 SAME = 0.9  # of a policy's commands are those of the turn before, when it is stuck
 STUTTER = 0.5  # of its tokens are the token before, when it babbles
 FALLEN = 0.5  # of the best share of wins so far
 COMMON = 0.04  # a command of a larger share is missed when it is gone
+UNKNOWN = ("rollout/", "level/", "thought/")  # what an update may not have shown
 MAX_GAP = 1e-4  # of log-probs between sampler and trainer, in float32
 
 
@@ -19,8 +22,9 @@ class Watchdog:
         self._most_wins = 0.0
         self._unseen: dict[str, tuple[float, float]] = {}  # by question: right answers, and those of the commonest one
 
-    def look(self, metrics: Mapping[str, float]) -> list[str]:
-        """The sentences that are new with this row of an update."""
+    def look(self, metrics: Mapping[str, Any]) -> list[str]:
+        """The sentences that are new with this row of an update, as it is made or as it was written down."""
+        metrics = {name: math.nan if value is None else value for name, value in metrics.items()}
         found = {sentence.split(":")[0]: sentence for sentence in self._complaints(metrics)}
         new = [sentence for topic, sentence in found.items() if topic not in self._standing]
         self._standing = set(found)
@@ -28,7 +32,7 @@ class Watchdog:
 
     def _complaints(self, metrics: Mapping[str, float]) -> list[str]:
         found = []
-        bad = [name for name, value in metrics.items() if value != value]
+        bad = [name for name, value in metrics.items() if value != value and not name.startswith(UNKNOWN)]
         if bad:
             found.append(f"not a number: {', '.join(bad)}")
         if metrics.get("rollout/reward_spread", 1.0) == 0.0:
@@ -50,11 +54,12 @@ class Watchdog:
 
     def _form_without_success(self, metrics: Mapping[str, float]) -> list[str]:
         """Answers that can be read are cheap: a policy may get better at them and worse at the game."""
-        if not metrics.get("rollout/episodes", 1.0):
+        wins = metrics.get("rollout/success_rate", math.nan)
+        if math.isnan(wins):
             return []
-        wins = metrics.get("rollout/success_rate", 0.0)
         self._most_wins = max(self._most_wins, wins)
-        if wins >= FALLEN * self._most_wins or metrics.get("rollout/unparsable_share", 1.0) > MARGIN:
+        chance = 1 / math.sqrt(max(metrics.get("rollout/episodes", math.inf), 1.0))  # two deviations of a half
+        if wins + chance >= FALLEN * self._most_wins or metrics.get("rollout/unparsable_share", 1.0) > MARGIN:
             return []
         return [f"wins: they fell from {self._most_wins:.0%} to {wins:.0%}, though its answers can be read"]
 

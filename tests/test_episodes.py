@@ -1,5 +1,7 @@
 """Evaluation: intervals and pass@k by hand, scripted players' known figures, episodes kept out of training."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +12,12 @@ from envs_jax.grid_walker.grid_walker import Params
 from envs_jax.grid_walker.players import Explorer, FewestCommands, ShortestPath
 from envs_jax.players import RandomPlayer
 from envs_jax.wrappers import AutoReset, held_out_table
-from jaxvlmrl.acting import Actor
+from jaxvlmrl.acting import Actor, load_policy
 from jaxvlmrl.building import make_env, make_policy
-from jaxvlmrl.episodes import Evaluator, pass_at_k, play_scripted, summarise, wilson_interval
+from jaxvlmrl.episodes import ENDED, Evaluator, pass_at_k, play_scripted, summarise, wilson_interval
 from tests.small import fresh, make_config, sharpened
 
+SHIPPED = Path(__file__).parent.parent / "experiments" / "quickstart"
 EXPERT_COMMANDS = [3, 2, 2, 5, 3, 4, 3, 6, 2, 3, 3, 3, 5, 3, 5, 7, 3, 1, 3, 5]  # reference sheet, seeds 0 to 19
 
 
@@ -78,16 +81,19 @@ def test_a_board_whose_layouts_are_nearly_all_held_out_still_starts():
 
 
 def test_evaluation_does_not_depend_on_batches_and_eyes_matter():
-    config = make_config()
-    policy, params = make_policy(config), sharpened(fresh(config))
-    key = jax.random.key(0)
-    evaluator = Evaluator(policy, config.env_params, batch=8)
+    """Of a policy that looks: the shipped one."""
+    actor, key = load_policy(SHIPPED), jax.random.key(0)
+    params, evaluator = actor.params, Evaluator(actor.policy, actor.config.env_params, batch=8)
     whole = evaluator.play(params, range(12), key, greedy=True)
     part = evaluator.play(params, range(8, 12), key, greedy=True)
     np.testing.assert_array_equal(whole.actions[8:], part.actions)
     assert whole.won.shape == (12,)
     blank = evaluator.play(params, range(12), key, greedy=True, eyes="blank")
-    assert (blank.actions == blank.actions[0]).all(), "without eyes all games are played alike, until one is over"
+    assert all(len(set(turn) - {ENDED}) == 1 for turn in blank.actions.T), "without eyes all games are played alike"
+    first = evaluator.play(params, range(8), key, greedy=True).actions[:, 0]
+    assert len(set(first)) > 1, "with them they are not"
+    shuffled = evaluator.play(params, range(8), key, greedy=True, eyes="shuffled").actions[:, 0]
+    np.testing.assert_array_equal(shuffled, np.roll(first, 1), err_msg="each sees its neighbour's picture")
 
 
 def test_actor_says_what_the_evaluator_says():

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,6 +98,9 @@ def test_run_leaves_what_it_promises(unbroken: Path):
         assert {"episodes", "win_rate_greedy", "win_rate_sampled", "mean_turns", "ci95"} <= summary[part].keys()
     assert summary["wall_s"] > 0
     assert [row["row"] for row in rows_of(unbroken)] == [0, 1, 2, 3]
+    rates = [row["rollout/success_rate"] for row in rows_of(unbroken) if row["phase"] == "rl"]
+    assert rates[0] is None, "after 6 turns of at most 10 nobody can have lost"
+    assert 0 <= rates[1] <= 1
 
 
 def test_finished_run_only_says_its_summary(unbroken: Path):
@@ -199,6 +203,7 @@ BAD_OVERRIDES = {
     "--config=configs/quickstart.py:tinny": "no variant tinny",
     "--config=configs/quickstart.py:grpo,gigpo": "name one algorithm",
     "--config=configs/quickstart.py:value_head,grpo": "GRPO has no critic",
+    "--config=configs/quickstart.py:rloo --config.algorithm.group_size=1": "group_size must be at least 2",
     "stray": "is no flag",
     "--config=configs/nowhere.py": "nowhere",
 }
@@ -296,11 +301,33 @@ def test_watchdog_says_each_thing_once():
     )
 
 
+def test_watchdog_knows_what_is_not_known_and_what_is_chance():
+    watchdog = Watchdog()
+    nobody_lost = {"rollout/success_rate": None, "rollout/episodes": 7, "rollout/unparsable_share": 0.0}
+    assert watchdog.look(nobody_lost) == []
+    assert watchdog.look({"policy/entropy": None})[0].startswith("not a number"), "as it was written down"
+    well = nobody_lost | {"rollout/success_rate": 0.3, "rollout/episodes": 64}
+    assert watchdog.look(well) == watchdog.look(well | {"rollout/success_rate": 0.1}) == []
+    many = well | {"rollout/success_rate": 0.1, "rollout/episodes": 1000}
+    assert watchdog.look(many) == ["wins: they fell from 30% to 10%, though its answers can be read"]
+
+
+def test_a_half_written_row_is_no_row(unbroken: Path, tmp_path: Path):
+    shutil.copy(unbroken / "config.json", tmp_path)
+    assert report.read(tmp_path).rows == []
+    whole = (unbroken / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(whole + whole[:40])
+    assert report.read(tmp_path).rows == runs.read_rows(unbroken)
+
+
 def test_report_is_one_page_with_everything_in_it(unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     page = tmp_path / "page.html"
     assert report.main(["report", str(unbroken), str(unbroken), f"--to={page}"]) == 0
     text = page.read_text()
     assert text.count("<svg") >= 5
+    head, row = re.findall("<tr>.*?</tr>", text)[:2]
+    assert head.count("<th>") == row.count("<td>") == row.count("</td>")
+    assert json.loads((unbroken / "summary.json").read_text())["machine"] in row
     assert "data:image/gif;base64," in text
     assert "cannot be read" in text, "the watchdog's own words"
     assert not re.search(r'(src|href)="(?!data:|#)', text), "it needs nothing from elsewhere"

@@ -1,5 +1,7 @@
 """The update as a whole: one program, and each promise of VL-DAC kept through the real network."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from envs_jax.wrappers import Levels
 from jaxvlmrl import rollout
 from jaxvlmrl.models.critics import CNNCritic, ValueHead
+from jaxvlmrl.rollout_metrics import collapse
 from jaxvlmrl.update import ActorCritic, When
 from tests.small import fresh, largest, make_actor_critic, make_config, with_algorithm
 
@@ -109,6 +112,32 @@ def with_junk(steps):
     """Log-probs of padding that would overflow if anything were computed from them."""
     junk = lambda x: jnp.where(steps.is_action_token, x, -1e30)
     return steps._replace(old_log_prob=junk(steps.old_log_prob), ref_log_prob=junk(steps.ref_log_prob))
+
+
+def test_entropy_is_of_every_token_said():
+    """In nats a token, whatever the algorithm keeps and however it averages."""
+    config = with_algorithm(make_config(num_turns=5).with_algorithm("rloo"), group_size=2)
+    actor_critic, env_params = make_actor_critic(config)
+    learner = jax.jit(lambda params: actor_critic.init(params, env_params, jax.random.key(5)))(fresh(config))
+    rows = rows_of(actor_critic, env_params, learner)
+    entropy = jax.jit(
+        lambda rows: actor_critic.loss((learner.policy, learner.critic), {}, rows, when())[1]["policy/entropy"]
+    )
+    half = rows.steps.is_action_token & (jnp.arange(4) < 2)[:, None, None]
+    assert 0 < entropy(rows) < np.log(9)
+    assert entropy(rows) == entropy(rows._replace(steps=rows.steps._replace(is_action_token=half)))
+
+
+def test_signs_of_collapse_by_hand():
+    """Two games of three turns; the second one's ends after its first turn, and what is no turn does not count."""
+    action = jnp.array([[3, 4], [3, 4], [5, 4]])
+    ids = jnp.array([[[1, 1, 2], [1, 2, 2]], [[1, 1, 1], [1, 2, 3]], [[7, 7, 7], [1, 2, 3]]])
+    valid = jnp.ones_like(ids, bool).at[2, 0, 1:].set(False)
+    turns = SimpleNamespace(answer_ids=ids, answer_valid=valid, episode=jnp.array([[0, 0], [0, 1], [0, 1]]))
+    is_played = jnp.array([[True, True], [True, True], [True, False]])
+    signs = collapse(SimpleNamespace(turns=turns, action=action), is_played)  # pyright: ignore[reportArgumentType]
+    assert float(signs["collapse/repeated_commands"]) == 0.5, "of two turns that follow one, one says the same"
+    assert float(signs["collapse/repeated_tokens"]) == 0.5, "1 + 1 + 2 + 0 of 2 + 2 + 2 + 2"
 
 
 def test_truncated_episodes_bootstrap_from_their_own_last_picture():

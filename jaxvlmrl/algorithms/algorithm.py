@@ -126,6 +126,11 @@ class Algorithm(ABC):
         """How many environments begin each episode in the same state."""
         return 1
 
+    @property
+    def fewest_alike(self) -> int:
+        """With fewer of them there is nothing to compare, hence nothing to learn."""
+        return 1
+
     @abstractmethod
     def credit(self, experience: Experience) -> Credit: ...
 

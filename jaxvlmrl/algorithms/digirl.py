@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jaxvlmrl.algorithms import kl
 from jaxvlmrl.algorithms.algorithm import Algorithm, Credit, Experience, PolicyLoss, Steps
 from jaxvlmrl.algorithms.archer import Twins
 from jaxvlmrl.algorithms.masking import masked_mean
@@ -49,7 +50,8 @@ class DigiRL(Algorithm):
     def policy_loss(self, log_prob: Float[Array, "*n G"], steps: Steps) -> PolicyLoss:
         said = jnp.sum(jnp.where(steps.is_action_token, log_prob, 0.0), axis=-1)
         policy = -jnp.sum(said) / jnp.maximum(jnp.sum(steps.is_played), 1)
-        return PolicyLoss(policy, jnp.float32(0.0), jnp.float32(0.0))
+        divergence = kl.ESTIMATORS[self.kl_estimator](log_prob, steps.ref_log_prob)
+        return PolicyLoss(policy, self.mean(divergence, steps), jnp.float32(0.0))
 
     def value_loss(self, value: Float[Array, "*n"], steps: Steps) -> Float[Array, ""]:
         return masked_mean(0.5 * jnp.square(value - steps.returns), steps.is_played)

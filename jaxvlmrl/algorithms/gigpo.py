@@ -34,6 +34,10 @@ class GiGPO(GroupMethod):
 
     compares_states: ClassVar[bool] = True
 
+    @property
+    def fewest_alike(self) -> int:
+        return 1  # an episode alone has its outcome
+
     def credit(self, experience: Experience) -> Credit:
         x = experience
         returns = returns_to_go(x.reward, x.is_played, self.gamma)

@@ -38,6 +38,10 @@ class GroupMethod(Algorithm):
         return self.group_size
 
     @property
+    def fewest_alike(self) -> int:
+        return 2
+
+    @property
     def bounds(self) -> tuple[float, float]:
         """Of the ratio."""
         return 1 - self.clip_low, 1 + self.clip_high

@@ -12,6 +12,11 @@ def masked_mean(
     return jnp.sum(kept, axis=axis) / jnp.maximum(jnp.sum(mask, axis=axis), 1)
 
 
+def mean_if_any(x: Shaped[Array, "*s"], mask: Bool[Array, "*s"]) -> Float[Array, ""]:
+    """The same for a figure that people read: NaN where nothing counts, as it is not known."""
+    return jnp.where(jnp.any(mask), masked_mean(x.astype(jnp.float32), mask), jnp.nan)
+
+
 def is_last(mask: Bool[Array, "*n L"]) -> Bool[Array, "*n L"]:
     """The last True of each row."""
     return mask & (jnp.cumsum(mask[..., ::-1], axis=-1)[..., ::-1] == 1)

@@ -37,6 +37,10 @@ class ReinforcePP(GroupMethod):
     is_mean_over_rows: ClassVar[bool] = False
 
     @property
+    def fewest_alike(self) -> int:
+        return 2 if self.has_group_baseline else 1
+
+    @property
     def kl_in_loss(self) -> bool:
         return self.has_group_baseline
 
