@@ -19,7 +19,7 @@ from jaxvlmrl import rollout, runs, train
 from jaxvlmrl.building import make_env
 from jaxvlmrl.config import ConfigError, from_json, to_json
 from jaxvlmrl.curriculum import Curriculum
-from tests.small import BATCH, make_actor_critic, make_config
+from tests.small import BATCH, fresh, make_actor_critic, make_config
 
 LEVELS = (Params(size=4, num_blocks=2, max_turns=2), Params(size=8, num_blocks=3, max_turns=6))
 
@@ -78,20 +78,22 @@ def test_levels_get_the_same_number_of_turns():
 
 def test_a_rollout_plays_each_episode_on_the_level_it_drew():
     """The limit of turns is the level's, also of an episode that an earlier update began."""
-    actor_critic, _ = make_actor_critic(make_config(max_turns=6))
+    config = make_config(window=1, max_turns=6)
+    actor_critic, _ = make_actor_critic(config)
     levels = Curriculum(LEVELS).begun(jnp.array([0.5, 0.5]), None)
     policy, env = actor_critic.policy, actor_critic.env
 
     @jax.jit
     def run(params, key):
-        first = rollout.begin(policy, env, levels, key, BATCH)
-        before, session = rollout.play(policy, params, env, levels, first, key, 5)
-        after, _ = rollout.play(policy, params, env, levels, session, jax.random.fold_in(key, 1), 5)
-        return jax.tree.map(
-            lambda *xs: jnp.concatenate(xs), before._replace(next_hidden=()), after._replace(next_hidden=())
-        )
+        def one(session, key):
+            trajectory, session = rollout.play(policy, params, env, levels, session, key, 5)
+            return session, trajectory._replace(next_hidden=())
 
-    played = jax.device_get(run(policy.model.init(jax.random.key(0)), jax.random.key(1)))
+        begun = rollout.begin(policy, env, levels, key, BATCH)
+        found = jax.lax.scan(one, begun, jax.random.split(key, 2))[1]
+        return jax.tree.map(lambda x: x.reshape(10, *x.shape[2:]), found)
+
+    played = jax.device_get(run(fresh(config), jax.random.key(1)))
     limit = np.asarray([level.max_turns for level in LEVELS])[played.level]
     np.testing.assert_array_equal(played.truncated, ~played.terminated & (played.turns_so_far + 1 == limit))
     assert set(played.level[played.truncated]) == {0, 1}, "this key shows nothing"

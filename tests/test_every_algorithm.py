@@ -42,5 +42,8 @@ def test_a_name_in_the_variant_is_enough():
         config_of("ppo")
     with pytest.raises(ConfigError, match="groups of 7"):
         config_of("grpo", "--config.algorithm.group_size=7")
+    for name, override in (("rloo", "group_size=1"), ("reinforce_pp", "has_group_baseline=True")):
+        with pytest.raises(ConfigError, match="group_size must be at least 2"):
+            config_of(name, f"--config.algorithm.{override}")
     with pytest.raises(ConfigError, match="whole episodes"):
         config_of("grpo", "--config.rl.num_turns=4")

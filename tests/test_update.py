@@ -93,10 +93,10 @@ def rows_of(actor_critic: ActorCritic, env_params, learner):
 def test_gradient_ignores_order_duplicates_and_junk_in_padding():
     actor_critic, env_params, learner = started(CNNCritic())
     rows = rows_of(actor_critic, env_params, learner)
-    loss = lambda params, rows: actor_critic.loss(params, {}, rows, when())[0]
-    gradient = jax.jit(jax.grad(loss))
+    loss = lambda params, rows: actor_critic.loss(params, {}, rows, when())
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
     params = (learner.policy, learner.critic)
-    plain = gradient(params, rows)
+    plain, metrics = gradient(params, rows)
     order = jnp.asarray([3, 1, 0, 2])
     variants = {
         "order": jax.tree.map(lambda x: x[order], rows),
@@ -104,28 +104,18 @@ def test_gradient_ignores_order_duplicates_and_junk_in_padding():
         "junk": rows._replace(steps=with_junk(rows.steps)),
     }
     for name, variant in variants.items():
-        gap = largest(jax.tree.map(lambda x, y: x - y, gradient(params, variant), plain))
+        gap = largest(jax.tree.map(lambda x, y: x - y, gradient(params, variant)[0], plain))
         assert gap < 1e-5 * max(1.0, largest(plain)), name
+    half = rows.steps.is_action_token & (jnp.arange(4) < 2)[:, None, None]
+    _, of_half = gradient(params, rows._replace(steps=rows.steps._replace(is_action_token=half)))
+    assert of_half["loss/policy"] != metrics["loss/policy"]
+    assert of_half["policy/entropy"] == metrics["policy/entropy"], "of every token said, whatever is learned from"
 
 
 def with_junk(steps):
     """Log-probs of padding that would overflow if anything were computed from them."""
     junk = lambda x: jnp.where(steps.is_action_token, x, -1e30)
     return steps._replace(old_log_prob=junk(steps.old_log_prob), ref_log_prob=junk(steps.ref_log_prob))
-
-
-def test_entropy_is_of_every_token_said():
-    """In nats a token, whatever the algorithm keeps and however it averages."""
-    config = with_algorithm(make_config(num_turns=5).with_algorithm("rloo"), group_size=2)
-    actor_critic, env_params = make_actor_critic(config)
-    learner = jax.jit(lambda params: actor_critic.init(params, env_params, jax.random.key(5)))(fresh(config))
-    rows = rows_of(actor_critic, env_params, learner)
-    entropy = jax.jit(
-        lambda rows: actor_critic.loss((learner.policy, learner.critic), {}, rows, when())[1]["policy/entropy"]
-    )
-    half = rows.steps.is_action_token & (jnp.arange(4) < 2)[:, None, None]
-    assert 0 < entropy(rows) < np.log(9)
-    assert entropy(rows) == entropy(rows._replace(steps=rows.steps._replace(is_action_token=half)))
 
 
 def test_signs_of_collapse_by_hand():
