@@ -12,9 +12,9 @@ canonical answers; "thinking" from an imitation of thoughts and commands, and "d
   and without normalised advantages it outweighs them (LOOP, seed 0: 50% with, 65% without). From random weights those whose
   advantages are in units of reward have a fifth of it, as one game in twenty is won at first: a deviation of 0.22.
 
-Finished runs are only read. Writes experiments/results/compare_<setting>.json, .md (the table) and .png of the rows that are
-finished; --parallel runs go on at once, a core each. On a GPU, `--together --nopins` makes one program of a row's seeds
-(experiments/together.py).
+Finished runs are only read. Writes experiments/results/compare_<setting>.json, .md (the table) and .png of the rows of which
+three seeds are finished; --parallel runs go on at once, a core each. On a GPU, `--together --nopins` makes one program of a
+row's seeds (experiments/together.py).
 """
 
 import functools
@@ -133,6 +133,7 @@ SETTINGS = {
     "direct": Setting("quickstart", 150_000, {"VL-DAC": METHODS["VL-DAC"]}, imitation=300, is_free=True),
 }
 ALL_METHODS = sorted({name.replace(",", "") for setting in SETTINGS.values() for name in setting.methods})
+FEWEST_SEEDS = 3  # of a row, unless fewer are asked for
 FEWEST_TURNS = 1024  # of an update: 256 episodes of four; whole runs are of so many updates or end at their steps
 T_QUANTILES = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}  # two-sided 95%
 IMMATERIAL = ("start_from:", "rl.microbatches:", "rl.envs_at_once:")  # to what a run learns
@@ -198,11 +199,12 @@ def methods(setting: str) -> dict[str, Method]:
     }
 
 
-def finished(setting: str) -> list[str]:
-    """Rows all of whose seeds are."""
-    return [
-        name for name in methods(setting) if all(Job(setting, name, seed).is_finished for seed in SEEDS.value or [])
-    ]
+def finished(setting: str) -> dict[str, list[Job]]:
+    """Of each row its finished runs; of those that have enough of them."""
+    seeds = SEEDS.value or []
+    jobs = {name: [Job(setting, name, seed) for seed in seeds] for name in methods(setting)}
+    ended = {name: [job for job in row if job.is_finished] for name, row in jobs.items()}
+    return {name: row for name, row in ended.items() if len(row) >= min(FEWEST_SEEDS, len(seeds))}
 
 
 # Running
@@ -309,13 +311,13 @@ def area(job: Job) -> float:
     return float(np.mean(np.interp(along, np.append(0, steps), np.append(before, rates))))
 
 
-def record(setting: str, name: str) -> dict[str, Any]:
+def record(jobs: list[Job]) -> dict[str, Any]:
     """A row's figures, one of each seed."""
-    jobs = [Job(setting, name, seed) for seed in SEEDS.value or []]
     summaries = [read(job) for job in jobs]
     heldout = lambda figure: [summary["heldout"][figure] for summary in summaries]
     figures = {
-        "setting": setting, "method": name, "before": [s["before_rl"]["win_rate_greedy"] for s in summaries],
+        "setting": jobs[0].setting, "method": jobs[0].method, "seeds": [job.seed for job in jobs],
+        "before": [summary["before_rl"]["win_rate_greedy"] for summary in summaries],
         "greedy": heldout("win_rate_greedy"), "sampled": heldout("win_rate_sampled"), "area": [area(job) for job in jobs],
         "turns": heldout("mean_turns"), "steps": [int(curve(job)[0][-1]) for job in jobs],
         "wall_s": [summary["wall_s"] for summary in summaries], "machine": [summary["machine"] for summary in summaries],
@@ -358,8 +360,8 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def draw(setting: str, path: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 5))
-    for index, name in enumerate(finished(setting)):
-        curves = [curve(Job(setting, name, seed)) for seed in SEEDS.value or []]
+    for index, (name, jobs) in enumerate(finished(setting).items()):
+        curves = [curve(job) for job in jobs]
         grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 50)
         rates = np.array([np.interp(grid, *each) for each in curves])
         color, line = f"C{index % 10}", ("-", "--")[index // 10 % 2]
@@ -374,7 +376,7 @@ def draw(setting: str, path: Path) -> None:
 
 def write(setting: str) -> bool:
     """compare_<setting>.json, .md and .png, from finished runs; whether there are any."""
-    rows = [record(setting, name) for name in finished(setting)]
+    rows = [record(jobs) for jobs in finished(setting).values()]
     if not rows:
         print(f"{setting}: no row is finished")
         return False
