@@ -2,7 +2,7 @@
 
     python -m jaxvlmrl.train --config=configs/gridwalker_curriculum.py
 
-Levels are drawn as 1 / mean turns, so those that are won quickly come often. Pictures are of 64 pixels: on 32 the gold is
+Every episode draws its level as 1 / mean turns, so those that are won quickly come often and all get as many turns. Pictures are of 64 pixels: on 32 the gold is
 gone from eight cells on. Evaluation is on the largest board, within 25 turns.
 """
 
