@@ -2,8 +2,9 @@
 
     python -m jaxvlmrl.train --config=configs/gridwalker_curriculum.py
 
-Every episode draws its level as 1 / mean turns, so those that are won quickly come often and all get as many turns. Pictures are of 64 pixels: on 32 the gold is
-gone from eight cells on. Evaluation is on the largest board, within 25 turns.
+Every episode draws its level, with chances of 1 / mean turns: those that are won quickly come often, and all get as many
+turns. Pictures are of 64 pixels: on 32 the gold is gone from eight cells on. Evaluation is on the largest board, within 25
+turns.
 """
 
 from envs_jax import GridWalker
