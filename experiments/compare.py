@@ -3,135 +3,36 @@
 The tiny model, everything but the method the same: world, conversation, optimiser, environment steps. "weak" starts from a
 short imitation that all methods of a run seed share, and so do the "ablations" of VL-DAC; "random" from random weights with
 canonical answers; "thinking" from an imitation of thoughts and commands, and "direct" from one as long of commands alone;
-"long" and "long_small", games of 100 and 40 turns, from a short imitation too.
-
-- A method keeps what its paper gives it: KL to where it began (VL-DAC 0.05, GRPO 0.04, most others none), clip and warm-up.
-- The policy's learning rate is constant, since runs that end with their steps cannot know how many updates that will be;
-  the critic's falls, to three quarters in 500,000 steps.
-- The entropy bonus is the config's, but none for methods of whole episodes where answers are free: their papers have none,
-  and without normalised advantages it outweighs them (LOOP, seed 0: 50% with, 65% without). From random weights those whose
-  advantages are in units of reward have a fifth of it, as one game in twenty is won at first: a deviation of 0.22.
+"long" and "long_small", games of 100 and 40 turns, from a short imitation too. Rows and numbers: compare_settings.py.
 
 Finished runs are only read. Writes experiments/results/compare_<setting>.json, .md (the table) and .png of the rows of which
 three seeds are finished; --parallel runs go on at once, a core each. On a GPU, `--together --nopins` makes one program of a
 row's seeds (experiments/together.py).
 """
 
-import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
+from threading import Lock
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
+from compare_settings import SETTINGS, UNNORMALISED, Method
 
 from jaxvlmrl.algorithms import ALGORITHMS
 from jaxvlmrl.command_line import read_config
-from jaxvlmrl.config import differences
+from jaxvlmrl.config import ConfigError, differences
 from jaxvlmrl.runs import read_config as config_in
 from jaxvlmrl.runs import read_rows
 
-
-class Method(NamedTuple):
-    """A row: the config's variant, and what else is given."""
-
-    variant: str
-    overrides: tuple[str, ...] = ()
-
-
-class Setting(NamedTuple):
-    """Where all methods begin, and how many turns they have."""
-
-    config: str
-    steps: int
-    methods: dict[str, Method]
-    imitation: int = 0  # updates of the start that a run seed's methods share
-    base: str = ""  # the config's own variant
-    is_free: bool = False  # answers are anything the model likes
-    unnormalised: tuple[str, ...] = ()  # given to methods whose advantages are in units of reward
-    overrides: tuple[str, ...] = ()  # given to all
-
-
-METHODS = {
-    "VL-DAC": Method("vl_dac"),
-    "RL4VLM": Method("rl4vlm"),
-    "turn PPO": Method("turn_ppo"),
-    "Odysseus": Method("odysseus"),
-    "GRPO": Method("grpo"),
-    "Dr. GRPO": Method("dr_grpo"),
-    "DAPO": Method("dapo"),
-    "RLOO": Method("rloo"),
-    "LOOP": Method("loop"),
-    "REINFORCE++": Method("reinforce_pp"),
-    "GiGPO": Method("gigpo"),
-}
-UNNORMALISED = ("Dr. GRPO", "RLOO", "LOOP")
-FIFTH_OF_BONUS = ("--config.algorithm.entropy_coef=0.02", "--config.algorithm.final_entropy_coef=0.001")
-NO_KL = Method("vl_dac", ("--config.algorithm.kl_coef=0.",))
-ABLATIONS = {
-    "VL-DAC": METHODS["VL-DAC"],
-    "VL-DAC, no warm-up": Method("vl_dac", ("--config.algorithm.warmup_updates=0",)),
-    "VL-DAC, no KL": NO_KL,
-    "VL-DAC, shared backbone": Method("vl_dac,value_head"),
-    "VL-DAC, shared, no stop-gradient": Method("vl_dac,value_head", ("--config.critic.stop_gradient=False",)),
-}
-THOUGHTS = {"VL-DAC": METHODS["VL-DAC"]} | {
-    f"RL4VLM, lambda {name}": Method("rl4vlm", (f"--config.algorithm.thought_coef={weight}", *kl))
-    for name, weight, kl in (
-        ("0.2", 0.2, ()), ("0.35", 0.35, ()), ("0.5", 0.5, ()), ("1.0", 1.0, ()),
-        ("0.5, with KL", 0.5, ("--config.algorithm.kl_coef=0.05",)),
-    )
-}  # fmt: skip
-BY_SEGMENTS = (  # an update is of 1,024 turns instead of 2,300
-    "--config.algorithm.gae_lambda=0.9",
-    "--config.algorithm.value_coef=1.",
-    "--config.rl.num_turns=16",
-    "--config.rl.minibatches=2",
-    "--config.rl.validate_every=35",
-)
-ESTIMATES = {
-    "VL-DAC": Method("vl_dac", BY_SEGMENTS),
-    "VL-DAC, no KL": Method("vl_dac", (*BY_SEGMENTS, *NO_KL.overrides)),
-    "Odysseus": METHODS["Odysseus"],
-    "Odysseus, all advantages": Method("odysseus", ("--config.algorithm.keeps_only_positive=False",)),
-} | {
-    f"{name}, the same loss": Method(
-        "odysseus",
-        (f"--config.algorithm.estimator={estimator}", "--config.algorithm.keeps_only_positive=False"),
-    )
-    for name, estimator in (
-        ("GRPO", "grpo_outcome"),
-        ("GRPO by turns", "grpo_process"),
-        ("REINFORCE++", "reinforce_pp"),
-    )
-}
-LONG = (  # 64 games an update, some 550 turns an optimiser step; at 1e-3, with a bonus of 0.01, whole games taught nothing
-    "--config.rl.num_envs=64",
-    "--config.rl.minibatches=4",
-    "--config.rl.num_updates=6000",
-    "--config.rl.validate_every=15",
-    "--config.rl.optimizer.learning_rate=3e-4",
-    "--config.algorithm.entropy_coef=0.002",
-    "--config.algorithm.final_entropy_coef=0.002",
-)
-SETTINGS = {
-    "weak": Setting("quickstart", 150_000, METHODS, imitation=80, is_free=True),
-    "ablations": Setting("quickstart", 150_000, ABLATIONS, imitation=80, is_free=True),
-    "random": Setting(
-        "gridwalker_from_scratch", 500_000, METHODS | {"VL-DAC, no KL": NO_KL}, unnormalised=FIFTH_OF_BONUS
-    ),
-    "long_small": Setting("gridwalker_long", 300_000, ESTIMATES, imitation=50, base="small", overrides=LONG),
-    "long": Setting("gridwalker_long", 2_000_000, ESTIMATES, imitation=100, overrides=LONG),
-    "thinking": Setting("gridwalker_thinking", 150_000, THOUGHTS, imitation=300, is_free=True),
-    "direct": Setting("quickstart", 150_000, {"VL-DAC": METHODS["VL-DAC"]}, imitation=300, is_free=True),
-}
 ALL_METHODS = sorted({name.replace(",", "") for setting in SETTINGS.values() for name in setting.methods})
 FEWEST_SEEDS = 3  # of a row, unless fewer are asked for
 FEWEST_TURNS = 1024  # of an update: 256 episodes of four; whole runs are of so many updates or end at their steps
@@ -157,9 +58,12 @@ flags.register_validator(
 )
 flags.register_validator(
     "seeds",
-    lambda seeds: len(seeds) <= max(T_QUANTILES) and all(seed.isdecimal() for seed in seeds),
-    message=f"seeds are numbers, at most {max(T_QUANTILES)} of them",
+    lambda seeds: 0 < len(set(seeds)) == len(seeds) <= max(T_QUANTILES) and all(seed.isdecimal() for seed in seeds),
+    message=f"seeds are different numbers, at most {max(T_QUANTILES)} of them",
 )
+
+
+READING = Lock()  # a config file is loaded under one name, whichever it is
 
 
 class Job(NamedTuple):
@@ -177,13 +81,17 @@ class Job(NamedTuple):
         return is_finished(self.folder, (*arguments(self.setting, self.method), f"--config.seed={self.seed}"))
 
 
-@functools.cache
-def is_finished(folder: Path, given: tuple[str, ...]) -> bool:
+def is_finished(folder: Path, given: Sequence[str]) -> bool:
     """Whether a run of the config that is given has ended there."""
     if not (folder / "summary.json").exists():
         return False
-    wanted, _ = read_config(["compare", *given], lambda _: None)
-    return all(line.startswith(IMMATERIAL) for line in differences(config_in(folder), wanted))
+    with READING:
+        wanted, _ = read_config(["compare", *given], lambda _: None)
+    try:
+        found = config_in(folder)
+    except ConfigError:  # of a version that knew other fields
+        return False
+    return all(line.startswith(IMMATERIAL) for line in differences(found, wanted))
 
 
 def prefix(setting: str, method: str) -> Path:
@@ -254,6 +162,9 @@ def arguments(setting_name: str, method: str) -> list[str]:
 
 
 def run(job: Job, cores: "Queue[int]") -> None:
+    if job.is_finished:
+        tell(job)
+        return
     starts = [f"--config.start_from={start_folder(job.setting, job.seed)}"] if SETTINGS[job.setting].imitation else []
     given = [f"--workdir={job.folder}", *arguments(job.setting, job.method), f"--config.seed={job.seed}", *starts]
     core = cores.get()
@@ -261,25 +172,21 @@ def run(job: Job, cores: "Queue[int]") -> None:
         code = call(["-m", "jaxvlmrl.train"], *given, core=core if PINS.value else None)
     finally:
         cores.put(core)
-    is_finished.cache_clear()
     tell(job, code)
 
 
 def run_together(setting: str, method: str) -> None:
-    given = [
-        f"--workdir={prefix(setting, method)}",
-        f"--seeds={','.join(SEEDS.value or [])}",
-        *arguments(setting, method),
-    ]
+    jobs = [Job(setting, method, seed) for seed in SEEDS.value or []]
+    left = ",".join(job.seed for job in jobs if not job.is_finished)
+    given = [f"--workdir={prefix(setting, method)}", f"--seeds={left}", *arguments(setting, method)]
     if SETTINGS[setting].imitation:
         given.append(f"--start_from={start_folder(setting, '{seed}')}")
-    code = call([str(Path(__file__).with_name("together.py"))], *given)
-    is_finished.cache_clear()
-    for seed in SEEDS.value or []:
-        tell(Job(setting, method, seed), code)
+    code = call([str(Path(__file__).with_name("together.py"))], *given) if left else 0
+    for job in jobs:
+        tell(job, code)
 
 
-def tell(job: Job, code: int) -> None:
+def tell(job: Job, code: int = 0) -> None:
     """A folder of another config is refused, and what it says is of that one."""
     is_good = not code and job.is_finished
     found = f"{read(job)['heldout']['win_rate_greedy']:.1%}" if is_good else "failed, see its log"

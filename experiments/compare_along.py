@@ -15,10 +15,11 @@ import compare
 import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
+from compare_settings import SETTINGS
 
 from jaxvlmrl.runs import read_rows
 
-SETTING = flags.DEFINE_enum("setting", "random", list(compare.SETTINGS), "of compare.py")
+SETTING = flags.DEFINE_enum("setting", "random", list(SETTINGS), "of compare.py")
 NOTED = ("turns", "command/left", "command/right", "policy/entropy", "policy/clip_fraction")  # of a run's last update
 UPTO = flags.DEFINE_integer("upto", 230_000, "environment steps", lower_bound=1)
 MACHINE = flags.DEFINE_string("machine", "", "what the runs were made on, for the record")

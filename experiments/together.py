@@ -52,9 +52,10 @@ def train_together(configs: Sequence[Config], folders: Sequence[Path]) -> None:
     keys = jnp.stack([jax.random.fold_in(jax.random.fold_in(jax.random.key(c.seed), ORDER), 0) for c in configs])
     evaluator = Evaluator(policy, configs[0].env_params, configs[0].evaluation.batch)
     with ExitStack() as stack:
-        runs = [stack.enter_context(Run(folder, config)) for folder, config in zip(folders, configs)]
         for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / MARK).touch()
+        runs = [stack.enter_context(Run(folder, config)) for folder, config in zip(folders, configs)]
         loops = [Loop(c, run, evaluator, Watchdog(), Stop(), started) for c, run in zip(configs, runs)]
         progress = [Progress(Position(), first, first) for first in firsts]
         if configs[0].start_from:
@@ -128,7 +129,7 @@ def clear(folder: Path) -> None:
     """Takes away what an earlier call left unfinished. Raises `ConfigError` for a folder of anybody else's."""
     if not folder.exists():
         return
-    if not (folder / MARK).exists():
+    if not (folder / MARK).exists() or any(folder.glob("checkpoints/*")):
         raise ConfigError(f"{folder} is there, and not by this script: choose another --workdir")
     with (folder / ".lock").open("w") as lock:
         try:

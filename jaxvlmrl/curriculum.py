@@ -38,9 +38,9 @@ class Curriculum:
         return Levels(jax.tree.map(lambda *xs: jnp.stack([jnp.asarray(x) for x in xs]), *self.levels), chances)
 
     def learn(
-        self, chances: jax.Array, trajectory: Trajectory, is_played: jax.Array
+        self, chances: jax.Array, trajectory: Trajectory, is_played: jax.Array, may_have_lost: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """New chances, from the episodes that ended; and how each level goes."""
+        """New chances, from the episodes that ended; and how each level goes, once losses can have ended too."""
         if not self.levels:
             return chances, {}
         is_done = (trajectory.terminated | trajectory.truncated) & is_played
@@ -51,8 +51,9 @@ class Curriculum:
         metrics = {}
         for index in range(len(self.levels)):
             is_level = trajectory.level == index
-            metrics[f"level/{index}/success_rate"] = mean_if_any(trajectory.info["success"], is_done & is_level)
-            metrics[f"level/{index}/turns_per_episode"] = mean_if_any(turns, is_done & is_level)
+            counts = is_done & is_level & may_have_lost
+            metrics[f"level/{index}/success_rate"] = mean_if_any(trajectory.info["success"], counts)
+            metrics[f"level/{index}/turns_per_episode"] = mean_if_any(turns, counts)
             metrics[f"level/{index}/share_of_turns"] = masked_mean(is_level.astype(jnp.float32), is_played)
             metrics[f"level/{index}/chance"] = chances[index]
         return chances, metrics

@@ -121,10 +121,10 @@ class ActorCritic:
         rows = self.with_corrections(rows, trajectory, jax.random.fold_in(key, 4))
         is_warmup = index < self.algorithm.critic_warmup
         when = When(is_warmup, self.progress(index, learner.turns))
-        chances, taught = self.curriculum.learn(learner.chances, trajectory, is_played)
+        may_have_lost = (index + 1) * self.num_turns >= env_params.max_turns
+        chances, taught = self.curriculum.learn(learner.chances, trajectory, is_played, may_have_lost)
         learner = learner._replace(session=session, chances=chances, turns=learner.turns + jnp.sum(is_played))
         learner, learned = self.learn(learner, frozen, rows, shuffle_key, when)
-        may_have_lost = (index + 1) * self.num_turns >= env_params.max_turns
         return learner, learned | valued | taught | played(self.policy, trajectory, is_played, may_have_lost)
 
     def with_thoughts_paid(self, trajectory: Trajectory) -> Trajectory:

@@ -9,7 +9,12 @@ SAME = 0.9  # of a policy's commands are those of the turn before, when it is st
 STUTTER = 0.5  # of its tokens are the token before, when it babbles
 FALLEN = 0.5  # of the best share of wins so far
 COMMON = 0.04  # a command of a larger share is missed when it is gone
-UNKNOWN = ("rollout/", "level/", "thought/")  # what an update may not have shown
+UNKNOWN = (
+    "rollout/success_rate",
+    "rollout/turns_per_episode",
+    "level/",
+    "thought/",
+)  # what an update may not have shown
 MAX_GAP = 1e-4  # of log-probs between sampler and trainer, in float32
 
 
@@ -57,11 +62,11 @@ class Watchdog:
         wins = metrics.get("rollout/success_rate", math.nan)
         if math.isnan(wins):
             return []
-        self._most_wins = max(self._most_wins, wins)
         chance = 1 / math.sqrt(max(metrics.get("rollout/episodes", math.inf), 1.0))  # two deviations of a half
+        self._most_wins = max(self._most_wins, wins - chance)
         if wins + chance >= FALLEN * self._most_wins or metrics.get("rollout/unparsable_share", 1.0) > MARGIN:
             return []
-        return [f"wins: they fell from {self._most_wins:.0%} to {wins:.0%}, though its answers can be read"]
+        return [f"wins: they fell from {self._most_wins:.0%} or more to {wins:.0%}, though its answers can be read"]
 
     def _unseen_things(self, metrics: Mapping[str, float]) -> list[str]:
         """Of the last probe of perception; said once reinforcement learning has begun."""

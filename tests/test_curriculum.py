@@ -16,7 +16,7 @@ from envs_jax import GridWalker
 from envs_jax.grid_walker.grid_walker import Params
 from envs_jax.wrappers import AutoReset, Levels
 from jaxvlmrl import rollout, runs, train
-from jaxvlmrl.building import make_env
+from jaxvlmrl.building import make_env, make_policy
 from jaxvlmrl.config import ConfigError, from_json, to_json
 from jaxvlmrl.curriculum import Curriculum
 from tests.small import BATCH, fresh, make_actor_critic, make_config
@@ -37,7 +37,7 @@ def test_a_level_that_takes_half_the_turns_comes_twice_as_often():
     ends[1, 0] = ends[3, 1] = True
     level = jnp.broadcast_to(jnp.array([0, 1, 1]), (4, 3))
     played = played_on(level, jnp.asarray(ends), jnp.broadcast_to(jnp.arange(4)[:, None], (4, 3)))
-    chances, told = curriculum.learn(curriculum.start(), played, jnp.ones((4, 3), bool))  # pyright: ignore
+    chances, told = curriculum.learn(curriculum.start(), played, jnp.ones((4, 3), bool), jnp.bool_(True))  # pyright: ignore
     np.testing.assert_allclose(chances, [2 / 3, 1 / 3], rtol=1e-5)
     assert float(told["level/0/success_rate"]) == 1.0
     assert float(told["level/1/turns_per_episode"]) == 4.0
@@ -61,7 +61,7 @@ def test_levels_get_the_same_number_of_turns():
     def update(carry, key):
         chances, at = carry
         at, found = jax.lax.scan(partial(turn, curriculum.begun(chances, None)), at, jax.random.split(key, 4))
-        chances, told = curriculum.learn(chances, played_on(*found), jnp.ones((4, batch), bool))  # pyright: ignore
+        chances, told = curriculum.learn(chances, played_on(*found), jnp.ones((4, batch), bool), jnp.bool_(True))  # pyright: ignore
         return (chances, at), told["level/0/share_of_turns"]
 
     @jax.jit
@@ -101,11 +101,18 @@ def test_a_rollout_plays_each_episode_on_the_level_it_drew():
     assert (played.level[1:] == played.level[:-1])[goes_on].all()
 
 
-def test_draws_follow_the_chances_and_groups_share_a_level():
+def test_draws_follow_the_chances_and_groups_begin_alike():
     levels = Curriculum(LEVELS).begun(jnp.array([0.9, 0.1]), None)
-    level = np.asarray(jax.vmap(levels.draw)(jnp.repeat(jax.random.split(jax.random.key(0), 1000), 4)))
-    assert (level.reshape(-1, 4) == level.reshape(-1, 4)[:, :1]).all()
-    assert abs(level.mean() - 0.1) < 0.03
+    policy = make_policy(make_config(window=1))
+    env = AutoReset(policy.env, jnp.zeros((0, 2), jnp.uint32))
+    begin = jax.jit(lambda key: rollout.begin(policy, env, levels, key, batch=4000, alike=4))
+    begun = begin(jax.random.key(0))
+    groups = np.asarray(begun.level).reshape(-1, 4)
+    layouts = np.asarray(jax.vmap(env.env.fingerprint)(begun.state)).reshape(-1, 4, 2)
+    assert (groups == groups[:, :1]).all()
+    assert (layouts == layouts[:, :1]).all()
+    assert len(np.unique(layouts[:, 0], axis=0)) > 900
+    assert abs(groups.mean() - 0.1) < 0.03
     np.testing.assert_array_equal(levels.of(jnp.array([1, 0])).size, [8, 4])
 
 
