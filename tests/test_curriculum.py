@@ -111,7 +111,7 @@ def test_draws_follow_the_chances_and_groups_begin_alike():
     layouts = np.asarray(jax.vmap(env.env.fingerprint)(begun.state)).reshape(-1, 4, 2)
     assert (groups == groups[:, :1]).all()
     assert (layouts == layouts[:, :1]).all()
-    assert len(np.unique(layouts[:, 0], axis=0)) > 900
+    assert len(np.unique(layouts[:, 0], axis=0)) > 500, "each group has its own"
     assert abs(groups.mean() - 0.1) < 0.03
     np.testing.assert_array_equal(levels.of(jnp.array([1, 0])).size, [8, 4])
 
