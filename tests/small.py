@@ -3,7 +3,7 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from envs_jax import GridWalker
 from envs_jax.grid_walker.grid_walker import Params
@@ -53,4 +53,4 @@ def with_algorithm(config: Config, **fields: object) -> Config:
 
 
 def largest(tree: object) -> float:
-    return max((float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(tree)), default=0.0)
+    return max((float(np.max(np.abs(leaf))) for leaf in jax.tree.leaves(tree)), default=0.0)
