@@ -9,7 +9,7 @@ allows. Answers are constrained to the nine commands: an entropy bonus over free
 """
 
 from envs_jax import GridWalker
-from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.grid_walker import Params
 from envs_jax.grid_walker.players import Explorer
 from jaxvlmrl.algorithms.vl_dac import VLDAC
 from jaxvlmrl.config import Config, Conversation, ImitationPhase, RLPhase

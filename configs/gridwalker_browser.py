@@ -9,7 +9,7 @@ quality. Imitation alone wins 98.4% of 1,000 held-out games in 3.63 turns, 19 of
 """
 
 from envs_jax import GridWalker
-from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.grid_walker import Params
 from envs_jax.grid_walker.players import Explorer
 from jaxvlmrl.algorithms.vl_dac import VLDAC
 from jaxvlmrl.config import Config, Conversation, ImitationPhase, RLPhase

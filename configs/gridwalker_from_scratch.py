@@ -6,7 +6,7 @@ A turn direction dies out where its advantage outweighs the entropy bonus before
 holds a command of advantage -A (in deviations) near exp(-A / entropy_coef), so it starts high, and it falls linearly.
 """
 
-from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.grid_walker import Params
 from jaxvlmrl.algorithms.vl_dac import VLDAC
 from jaxvlmrl.config import Config, Conversation, RLPhase
 from jaxvlmrl.optimizer import Optimizer

@@ -8,7 +8,7 @@ reinforce_pp; with negative advantages too: --config.algorithm.keeps_only_positi
 """
 
 from envs_jax import GridWalker
-from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.grid_walker import Params
 from jaxvlmrl.algorithms.odysseus import Odysseus
 from jaxvlmrl.config import Config, Conversation, RLPhase
 from jaxvlmrl.models.critics import CNNCritic

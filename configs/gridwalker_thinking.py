@@ -6,7 +6,7 @@
 Whether thinking helps, and whether the thoughts are true, is asked in docs/comparison.md.
 """
 
-from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.grid_walker import Params
 from envs_jax.grid_walker.players import FewestCommands
 from jaxvlmrl.algorithms.vl_dac import VLDAC
 from jaxvlmrl.config import Config, Conversation, ImitationPhase, RLPhase

@@ -3,7 +3,7 @@
 python -m jaxvlmrl.train --config=configs/quickstart.py
 """
 
-from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.grid_walker import Params
 from envs_jax.grid_walker.players import FewestCommands
 from jaxvlmrl.algorithms.vl_dac import VLDAC
 from jaxvlmrl.config import Config, ImitationPhase, RLPhase

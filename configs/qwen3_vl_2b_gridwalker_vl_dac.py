@@ -4,7 +4,7 @@ python -m jaxvlmrl.train --config=configs/qwen3_vl_2b_gridwalker_vl_dac.py --con
 """
 
 from envs_jax import GridWalker
-from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.grid_walker import Params
 from jaxvlmrl.adapters import Tuning
 from jaxvlmrl.algorithms.vl_dac import VLDAC
 from jaxvlmrl.config import Config, Conversation, RLPhase

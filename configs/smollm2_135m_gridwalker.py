@@ -8,7 +8,7 @@ VL-DAC to act.
 """
 
 from envs_jax import GridWalker
-from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.grid_walker import Params
 from envs_jax.grid_walker.players import Explorer
 from jaxvlmrl.algorithms.vl_dac import VLDAC
 from jaxvlmrl.config import Config, Conversation, ImitationPhase, PerceptionPhase, RLPhase

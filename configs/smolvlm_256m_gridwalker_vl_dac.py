@@ -6,7 +6,7 @@ To go on from a run of smolvlm_256m_gridwalker_sft.py: --config.start_from=RUN -
 """
 
 from envs_jax import GridWalker
-from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.grid_walker import Params
 from envs_jax.grid_walker.players import FewestCommands
 from jaxvlmrl.algorithms.vl_dac import VLDAC
 from jaxvlmrl.config import Config, Conversation, ImitationPhase, RLPhase

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import config_flags
 
-from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.grid_walker import Params
 from envs_jax.wrappers import Levels
 from jaxvlmrl import rollout
 from jaxvlmrl.adapters import joined, split

@@ -12,7 +12,7 @@ from typing import Any
 
 from envs_jax import GridWalker
 from envs_jax.environment import TextEnvironment
-from envs_jax.grid_walker import grid_walker
+from envs_jax.grid_walker import Params
 from envs_jax.grid_walker.players import FewestCommands
 from jaxvlmrl import thinking
 from jaxvlmrl.adapters import Tuning
@@ -113,7 +113,7 @@ class Config:
     """A run."""
 
     env: TextEnvironment = field(default_factory=GridWalker)
-    env_params: Any = field(default_factory=grid_walker.Params)
+    env_params: Any = field(default_factory=Params)
     model: Model = field(default_factory=SmolVLM)
     tuning: Tuning = field(default_factory=Tuning)
     conversation: Conversation = field(default_factory=Conversation)

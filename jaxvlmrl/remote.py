@@ -22,7 +22,7 @@ from absl import flags
 from PIL import Image
 
 from envs_jax.environment import State
-from envs_jax.grid_walker.grid_walker import GridWalker, Params
+from envs_jax.grid_walker import GridWalker, Params
 from jaxvlmrl.config import ConfigError
 from jaxvlmrl.remote_transcripts import Line, Setup, Transcripts, is_over, turns_of
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from envs_jax import GridWalker
-from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.grid_walker import Params
 from jaxvlmrl import building
 from jaxvlmrl.config import Config, Conversation, Model, RLPhase
 from jaxvlmrl.models.critics import Critic

@@ -13,7 +13,7 @@ import pytest
 
 from configs import quickstart
 from envs_jax import GridWalker
-from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.grid_walker import Params
 from envs_jax.wrappers import AutoReset, Levels
 from jaxvlmrl import rollout, runs, train
 from jaxvlmrl.building import make_env, make_policy

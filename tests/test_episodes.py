@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from envs_jax import GridWalker
-from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.grid_walker import Params
 from envs_jax.grid_walker.players import Explorer, FewestCommands, ShortestPath
 from envs_jax.players import RandomPlayer
 from envs_jax.wrappers import AutoReset, held_out_table

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from envs_jax import UNPARSABLE, GridWalker
-from envs_jax.grid_walker import commands, planner
-from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.grid_walker import Params, commands, planner
 
 ENV = GridWalker()
 

@@ -11,7 +11,7 @@ import pytest
 
 from configs import gridwalker_thinking
 from envs_jax import GridWalker
-from envs_jax.grid_walker.grid_walker import Params
+from envs_jax.grid_walker import Params
 from envs_jax.grid_walker.questions import gold_in_view
 from envs_jax.grid_walker.reasoned import ReasonedExpert
 from jaxvlmrl import runs, thinking, train

@@ -1,14 +1,14 @@
 """GridWalker-v1: stop on the gold square of a walled board, seen from behind, in written commands.
 
-The browser game's layouts and dynamics to the bit and its picture to the pixel. Layouts are in `layout.py`, wordings in
-`commands.py`, the picture in `renderer.py`, players in `players.py`. Facts: reference sheets of game and harness.
+The browser game's layouts and dynamics to the bit and its picture to the pixel. Layouts are in `layout.py`, what a command
+does in `rules.py`, wordings in `commands.py`, the picture in `renderer.py`, players in `players.py`.
+Facts: reference sheets of game and harness.
 """
 
 from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from envs_jax.environment import (
     UNPARSABLE,
@@ -24,6 +24,11 @@ from envs_jax.grid_walker import commands, renderer
 from envs_jax.grid_walker import scene as world
 from envs_jax.grid_walker.answer_parser import GridWalkerAnswerParser
 from envs_jax.grid_walker.layout import Layout, draw_layout, fingerprint, hash_number, hash_text, max_blocks_on
+from envs_jax.grid_walker.players import Explorer, FewestCommands, ShortestPath
+from envs_jax.grid_walker.questions import questions, traits
+from envs_jax.grid_walker.reasoned import ReasonedExpert
+from envs_jax.grid_walker.rules import State, direction, efficiency, obey
+from envs_jax.grid_walker.thoughts import thoughts
 from envs_jax.players import Player
 from envs_jax.rendering.camera import look_at
 from envs_jax.rendering.vector import Vec
@@ -49,22 +54,6 @@ class Params:
     invalid_cost: float = 0.0  # for an answer that cannot be read or that the game refuses
     min_camera_frames: float = jnp.inf  # frames drawn between a command and the picture, drawn uniformly
     max_camera_frames: float = jnp.inf  # from this range; inf is the settled camera. Live page: about 21
-
-
-class State(struct.PyTreeNode):
-    """Cells are (x east, z south)."""
-
-    size: jax.Array  # int32
-    goal: jax.Array  # [2] int32
-    blocks: jax.Array  # [max_blocks, 2] int32, (-1, -1) where there is none
-    cell: jax.Array  # [2] int32, the player's
-    facing: jax.Array  # int32, 0 north, 1 east, 2 south, 3 west
-    won: jax.Array  # bool
-    turn: jax.Array  # int32, answers given so far
-    total_steps: jax.Array  # int32, the game's counters
-    total_tries: jax.Array  # int32
-    eye: jax.Array  # [3] float32, the camera's place in the world (east, up, south)
-    target: jax.Array  # [3] float32, what it looks at
 
 
 @dataclass(unsafe_hash=True)
@@ -185,9 +174,6 @@ class GridWalker(TextEnvironment):
         return commands.parse_answer(text)
 
     def players(self) -> dict[str, Player]:
-        from envs_jax.grid_walker.players import Explorer, FewestCommands, ShortestPath  # they import this module
-        from envs_jax.grid_walker.reasoned import ReasonedExpert
-
         return {
             "expert, shortest path": ShortestPath(),
             "expert, fewest commands": FewestCommands(),
@@ -196,66 +182,19 @@ class GridWalker(TextEnvironment):
         }
 
     def questions(self) -> tuple[Question, ...]:
-        from envs_jax.grid_walker.questions import questions  # it imports this module
-
         return questions(self)
 
     def traits(self) -> tuple[Question, ...]:
-        from envs_jax.grid_walker.questions import traits  # it imports this module
-
         return traits(self)
 
     def without_goal(self, state: State) -> State:
         return state.replace(goal=jnp.full_like(state.goal, -FAR_AWAY))
 
     def thoughts(self) -> Thoughts:
-        from envs_jax.grid_walker.thoughts import thoughts  # it imports this module
-
         return thoughts(self)
 
     def answer_parser(self) -> AnswerParser:
         return GridWalkerAnswerParser()
-
-
-def direction(facing: jax.Array) -> jax.Array:
-    """[2] int32 step of one cell in a facing; any integer facing, modulo 4."""
-    x = jnp.asarray([0, 1, 0, -1])[facing % 4]
-    return jnp.stack([x, jnp.asarray([-1, 0, 1, 0])[facing % 4]])
-
-
-def obey(state: State, action: jax.Array) -> State:
-    """The state after a command the game accepts.
-
-    A forward run stops before a block. At the border it stays in place but goes on counting steps, so only a block cuts
-    the count; the border is a clip at the end.
-    """
-    turn = jnp.where(action == commands.LEFT, -1, jnp.where(action == commands.RIGHT, 1, 0))
-    count = jnp.clip(action - commands.FORWARD, 0, 2 * state.size)
-    step = direction(state.facing)
-    steps = jnp.minimum(count, free_cells_ahead(state, state.cell, step))
-    cell = jnp.clip(state.cell + steps * step, 0, state.size - 1)
-    return state.replace(
-        cell=cell,
-        facing=(state.facing + turn) % 4,
-        won=jnp.all(cell == state.goal),
-        total_steps=state.total_steps + steps,
-        total_tries=state.total_tries + (count > 0),
-    )
-
-
-def free_cells_ahead(state: State, cell: jax.Array, step: jax.Array) -> jax.Array:
-    """Cells before the next block in a direction; a large number if there is none before the border."""
-    offset = state.blocks - cell[None]
-    ahead = offset @ step
-    is_in_line = jnp.sum(jnp.abs(offset), axis=-1) == ahead
-    is_block = state.blocks[:, 0] >= 0
-    return jnp.min(jnp.where(is_block & is_in_line & (ahead > 0), ahead - 1, 1 << 20), initial=1 << 20)
-
-
-def efficiency(state: State) -> jax.Array:
-    """The game's own score in percent: cells from the start to the gold over cells walked, each plus one."""
-    away = jnp.sum(jnp.abs(state.goal - state.size // 2))
-    return jnp.floor(100.0 * (away + 1) / (state.total_steps + 1) + 0.5)
 
 
 def ground(state: State) -> jax.Array:

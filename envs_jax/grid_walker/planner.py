@@ -6,7 +6,7 @@ Boards are arrays over [x, z] of the environment's static size; what lies outsid
 import jax
 import jax.numpy as jnp
 
-from envs_jax.grid_walker.grid_walker import State
+from envs_jax.grid_walker.rules import State
 
 UNREACHABLE = 1 << 20
 NORTH, EAST, SOUTH, WEST = range(4)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,13 @@ import numpy as np
 
 from envs_jax.grid_walker import commands, planner
 from envs_jax.grid_walker import scene as world
-from envs_jax.grid_walker.grid_walker import GridWalker, State, direction, free_cells_ahead
+from envs_jax.grid_walker.rules import State, direction, free_cells_ahead
 from envs_jax.players import Memory, Player
 from envs_jax.rendering.camera import project
 from envs_jax.rendering.vector import Vec
+
+if TYPE_CHECKING:
+    from envs_jax.grid_walker.grid_walker import GridWalker
 
 
 @dataclass(unsafe_hash=True)
@@ -38,7 +41,7 @@ class ShortestPath(Player):
         return jnp.where(wanted == state.facing, commands.FORWARD + count, turn), memory
 
 
-def headings(env: GridWalker, state: State) -> jax.Array:
+def headings(env: "GridWalker", state: State) -> jax.Array:
     """[x, z] int32: the facing of the first step of the expert's path from each cell."""
     steps = planner.steps_to_goal(state, planner.free_cells(state, env.max_size))
     nearer = jnp.stack([planner.ahead(steps, facing, planner.UNREACHABLE) < steps for facing in range(4)])
@@ -100,7 +103,7 @@ class Explorer(Player):
         return action, Seen(seen)
 
 
-def all_views(env: GridWalker) -> np.ndarray:
+def all_views(env: "GridWalker") -> np.ndarray:
     """[2 S + 1, 2 S + 1] bool: whether the cell (right - S, ahead - S) of the player's is in view."""
     reach = np.arange(-env.max_size, env.max_size + 1)
     right, ahead = np.meshgrid(2.0 * reach, 2.0 * reach, indexing="ij")
@@ -133,7 +136,7 @@ def open_board_costs(max_size: int) -> np.ndarray:
     return np.where(right > 0, beside, straight).astype(np.float32)
 
 
-def look(env: GridWalker, views: np.ndarray, state: State, seen: jax.Array) -> jax.Array:
+def look(env: "GridWalker", views: np.ndarray, state: State, seen: jax.Array) -> jax.Array:
     """The command with the smallest expected number of commands to the gold, which may be in any unseen cell.
 
     Looks two commands ahead: a cell that comes into view costs the way there on an open board, one that does not,

@@ -3,12 +3,17 @@
 Whatever is not in the picture is not asked for: gold out of view is "hidden". A cell is in view as the explorer has it.
 """
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 
 from envs_jax.environment import Question
-from envs_jax.grid_walker.grid_walker import GridWalker, State, direction, free_cells_ahead
 from envs_jax.grid_walker.players import all_views, around
+from envs_jax.grid_walker.rules import State, direction, free_cells_ahead
+
+if TYPE_CHECKING:
+    from envs_jax.grid_walker.grid_walker import GridWalker
 
 HIDDEN = "hidden"
 SIDES = (HIDDEN, "here", "ahead", "behind", "left", "right")
@@ -16,7 +21,7 @@ THINGS = ("free", "gold", "block", "wall")
 FAR = (2, 4, 6, 8)  # cells, the last of each class of distances
 
 
-def questions(env: GridWalker) -> tuple[Question, ...]:
+def questions(env: "GridWalker") -> tuple[Question, ...]:
     """Where the gold is, how many rows ahead, what stands in the next cell, and how far one can walk."""
     counts = tuple(str(count) for count in range(env.max_size))
     return (
@@ -27,7 +32,7 @@ def questions(env: GridWalker) -> tuple[Question, ...]:
     )  # fmt: skip
 
 
-def traits(env: GridWalker) -> tuple[Question, ...]:
+def traits(env: "GridWalker") -> tuple[Question, ...]:
     """How far the gold is in cells walked were there no blocks, and whether the first picture shows it."""
     names = (*(f"{far - 1} or {far}" for far in FAR), f"above {FAR[-1]}")
     cells = lambda state: jnp.sum(jnp.abs(state.goal - state.cell))
@@ -45,18 +50,18 @@ def gold_offset(state: State) -> tuple[jax.Array, jax.Array]:
     return away[1] * step[0] - away[0] * step[1], away @ step
 
 
-def gold_in_view(env: GridWalker, state: State) -> jax.Array:
+def gold_in_view(env: "GridWalker", state: State) -> jax.Array:
     return around(all_views(env), state.cell, state.facing, env.max_size)[state.goal[0], state.goal[1]]
 
 
-def gold_side(env: GridWalker, state: State) -> jax.Array:
+def gold_side(env: "GridWalker", state: State) -> jax.Array:
     """Index in `SIDES`; a column beside the player's is left or right, however far ahead."""
     right, ahead = gold_offset(state)
     in_line = jnp.where(ahead == 0, 1, jnp.where(ahead > 0, 2, 3))
     return jnp.where(gold_in_view(env, state), jnp.where(right == 0, in_line, jnp.where(right < 0, 4, 5)), 0)
 
 
-def gold_rows(env: GridWalker, state: State) -> jax.Array:
+def gold_rows(env: "GridWalker", state: State) -> jax.Array:
     """1 + rows ahead, 0 where hidden; gold behind the player is 0 rows ahead."""
     return jnp.where(gold_in_view(env, state), 1 + jnp.maximum(gold_offset(state)[1], 0), 0)
 

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from envs_jax.grid_walker import commands
-from envs_jax.grid_walker.grid_walker import State
 from envs_jax.grid_walker.players import ShortestPath, headings
 from envs_jax.grid_walker.questions import gold_in_view
+from envs_jax.grid_walker.rules import State
 from envs_jax.players import Memory, Player
 
 NOTHING = -1

@@ -6,6 +6,7 @@ data 2.
 """
 
 from itertools import product
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,11 @@ import numpy as np
 
 from envs_jax.environment import Thoughts
 from envs_jax.grid_walker import commands
-from envs_jax.grid_walker.grid_walker import GridWalker, State
 from envs_jax.grid_walker.questions import HIDDEN, SIDES, gold_side
+from envs_jax.grid_walker.rules import State
+
+if TYPE_CHECKING:
+    from envs_jax.grid_walker.grid_walker import GridWalker
 
 KINDS = ("left", "right", "forward")  # of commands
 SEEN = {HIDDEN: "no gold in sight", "ahead": "gold ahead", "behind": "gold behind", "left": "gold on the left",
@@ -26,7 +30,7 @@ PLANS = {"left": ("turn left", "turn left to face it"), "right": ("turn right", 
 WORDINGS = 2
 
 
-def thoughts(env: GridWalker) -> Thoughts:
+def thoughts(env: "GridWalker") -> Thoughts:
     """All of them, by what is seen, kind of command and wording."""
     texts = [
         f"{said}, {(SEARCHES if side == HIDDEN else PLANS)[kind][wording]}"

@@ -15,9 +15,10 @@ import jax
 import numpy as np
 from PIL import Image
 
+from envs_jax.grid_walker import GridWalker, Params
 from envs_jax.grid_walker.commands import FORWARD, UNPARSABLE, command_text, parse_command
-from envs_jax.grid_walker.grid_walker import GridWalker, Params, State, efficiency
 from envs_jax.grid_walker.layout import hash_text, max_blocks_on
+from envs_jax.grid_walker.rules import State, efficiency
 from jaxvlmrl.playing.bad_request import BadRequest
 
 LARGEST = 32  # cells on a side; the original's page ends there

@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs_jax.grid_walker import GridWalker, Params
 from envs_jax.grid_walker.commands import FORWARD, UNPARSABLE, command_text, parse_command
-from envs_jax.grid_walker.grid_walker import GridWalker, Params, State
 from envs_jax.grid_walker.layout import hash_text
+from envs_jax.grid_walker.rules import State
 from jaxvlmrl import runs
 from jaxvlmrl.acting import Conversation
 from jaxvlmrl.building import image_shape, make_policy, whole_params

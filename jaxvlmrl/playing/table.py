@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from envs_jax.grid_walker.grid_walker import GridWalker
+from envs_jax.grid_walker import GridWalker
 from envs_jax.players import Player
 from jaxvlmrl import pictures
 from jaxvlmrl.episodes import ENDED, scripted_episode
