@@ -47,14 +47,24 @@ METHODS = {
 UNNORMALISED = ("Dr. GRPO", "RLOO", "LOOP")
 FIFTH_OF_BONUS = ("--config.algorithm.entropy_coef=0.02", "--config.algorithm.final_entropy_coef=0.001")
 NO_KL = Method("vl_dac", ("--config.algorithm.kl_coef=0.",))
+ONE_RATIO = Method(  # VL-DAC in all but its loss: the ratio is of a whole answer, not of a token
+    "turn_ppo",
+    (
+        "--config.algorithm.is_length_normalised=False",
+        "--config.algorithm.value_coef=0.15",
+        "--config.algorithm.kl_coef=0.05",
+        "--config.algorithm.warmup_updates=2",
+    ),
+)
 ABLATIONS = {
     "VL-DAC": METHODS["VL-DAC"],
     "VL-DAC, no warm-up": Method("vl_dac", ("--config.algorithm.warmup_updates=0",)),
     "VL-DAC, no KL": NO_KL,
+    "VL-DAC, one ratio an answer": ONE_RATIO,
     "VL-DAC, shared backbone": Method("vl_dac,value_head"),
     "VL-DAC, shared, no stop-gradient": Method("vl_dac,value_head", ("--config.critic.stop_gradient=False",)),
 }
-THOUGHTS = {"VL-DAC": METHODS["VL-DAC"]} | {
+THOUGHTS = {"VL-DAC": METHODS["VL-DAC"], "VL-DAC, one ratio an answer": ONE_RATIO} | {
     f"RL4VLM, lambda {name}": Method("rl4vlm", (f"--config.algorithm.thought_coef={weight}", *kl))
     for name, weight, kl in (
         ("0.2", 0.2, ()), ("0.35", 0.35, ()), ("0.5", 0.5, ()), ("1.0", 1.0, ()),
@@ -97,7 +107,10 @@ SETTINGS = {
     "weak": Setting("quickstart", 150_000, METHODS, imitation=80, is_free=True),
     "ablations": Setting("quickstart", 150_000, ABLATIONS, imitation=80, is_free=True),
     "random": Setting(
-        "gridwalker_from_scratch", 500_000, METHODS | {"VL-DAC, no KL": NO_KL}, unnormalised=FIFTH_OF_BONUS
+        "gridwalker_from_scratch",
+        500_000,
+        METHODS | {"VL-DAC, no KL": NO_KL, "VL-DAC, one ratio an answer": ONE_RATIO},
+        unnormalised=FIFTH_OF_BONUS,
     ),
     "long_small": Setting("gridwalker_long", 300_000, ESTIMATES, imitation=50, base="small", overrides=LONG),
     "long": Setting("gridwalker_long", 2_000_000, ESTIMATES, imitation=100, overrides=LONG),

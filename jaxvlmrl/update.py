@@ -236,7 +236,7 @@ class ActorCritic:
         )
         metrics = {"policy/kept_share": jnp.sum(is_kept) / jnp.sum(steps.is_played)}
         if self.algorithm.uses_critic:
-            counts = steps.is_played if token_value is None else steps.is_action_token
+            counts = self.algorithm.is_valued(steps)
             of_played = lambda x: masked_mean(jnp.square(x - masked_mean(x, counts)), counts)
             residual = of_played(returns - old_value) / jnp.maximum(of_played(returns), 1e-8)
             metrics["value/explained_variance"] = 1 - residual

@@ -138,6 +138,10 @@ class Algorithm(ABC):
     def policy_loss(self, log_prob: Float[Array, "*n G"], steps: Steps) -> PolicyLoss:
         """`log_prob` is 0 where there is no token."""
 
+    def is_valued(self, steps: Steps) -> Bool[Array, "..."]:
+        """What the critic learns from, in the shape of its values."""
+        return steps.is_action_token if self.values_tokens else steps.is_played
+
     def value_loss(self, value: Float[Array, "..."], steps: Steps) -> Float[Array, ""]:
         """Without its coefficient; `value` is [*n], or [*n, G]."""
         del value, steps

@@ -54,7 +54,7 @@ class DigiRL(Algorithm):
         return PolicyLoss(policy, self.mean(divergence, steps), jnp.float32(0.0))
 
     def value_loss(self, value: Float[Array, "*n"], steps: Steps) -> Float[Array, ""]:
-        return masked_mean(0.5 * jnp.square(value - steps.returns), steps.is_played)
+        return masked_mean(0.5 * jnp.square(value - steps.returns), self.is_valued(steps))
 
 
 def is_kept(

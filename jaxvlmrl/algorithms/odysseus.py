@@ -99,7 +99,7 @@ class Odysseus(Algorithm):
         return jnp.where((advantage < 0) & (terms > cap), cap, terms), is_clipped
 
     def value_loss(self, value: Float[Array, "*n"], steps: Steps) -> Float[Array, ""]:
-        error = masked_mean(smooth_l1((value - steps.returns) / self.value_scale), steps.is_played)
+        error = masked_mean(smooth_l1((value - steps.returns) / self.value_scale), self.is_valued(steps))
         return error if self.uses_critic else jnp.float32(0.0)
 
 

@@ -47,4 +47,4 @@ class RL4VLM(StepMethod):
         return PolicyLoss(masked_mean(terms, steps.is_step), self.mean(divergence, steps), clip_fraction)
 
     def value_loss(self, value: Float[Array, "*n"], steps: Steps) -> Float[Array, ""]:
-        return 0.5 * masked_mean(clipped_value_error(value, steps, self.clip_eps), steps.is_played)
+        return 0.5 * masked_mean(clipped_value_error(value, steps, self.clip_eps), self.is_valued(steps))

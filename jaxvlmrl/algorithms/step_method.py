@@ -30,7 +30,7 @@ class StepMethod(Algorithm):
         return Credit(normalise(advantage, self.std_eps), advantage + x.value[:-1], x.is_played)
 
     def value_loss(self, value: Float[Array, "*n"], steps: Steps) -> Float[Array, ""]:
-        return masked_mean(0.5 * jnp.square(value - steps.returns), steps.is_played)
+        return masked_mean(0.5 * jnp.square(value - steps.returns), self.is_valued(steps))
 
 
 def clipped_value_error(value: jax.Array, steps: Steps, clip_eps: float) -> jax.Array:

@@ -74,11 +74,13 @@ class VAGEN(Algorithm):
         clip_fraction = masked_mean(is_clipped.astype(jnp.float32), steps.is_action_token)
         return PolicyLoss(self.mean(terms, steps), self.mean(divergence, steps), clip_fraction)
 
-    def value_loss(self, value: Float[Array, "*n G"], steps: Steps) -> Float[Array, ""]:
-        counts = steps.is_action_token
+    def is_valued(self, steps: Steps) -> Bool[Array, "*n G"]:
         if self.advantages == "turn_wise":  # the other tokens' advantages are not their own
-            counts = is_last(counts)
-        return 0.5 * masked_mean(clipped_value_error(value, steps, self.value_clip_eps), counts)
+            return is_last(steps.is_action_token)
+        return steps.is_action_token
+
+    def value_loss(self, value: Float[Array, "*n G"], steps: Steps) -> Float[Array, ""]:
+        return 0.5 * masked_mean(clipped_value_error(value, steps, self.value_clip_eps), self.is_valued(steps))
 
     def mean(self, terms: Float[Array, "*n G"], steps: Steps) -> Float[Array, ""]:
         return masked_mean(terms, steps.is_action_token)

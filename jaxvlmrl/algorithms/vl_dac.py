@@ -58,7 +58,7 @@ class VLDAC(StepMethod):
     def value_loss(self, value: Float[Array, "*n"], steps: Steps) -> Float[Array, ""]:
         if self.form == "paper":
             return super().value_loss(value, steps)
-        return masked_mean(clipped_value_error(value, steps, self.clip_eps), steps.is_played)
+        return masked_mean(clipped_value_error(value, steps, self.clip_eps), self.is_valued(steps))
 
     def mean(self, terms: Float[Array, "*n G"], steps: Steps) -> Float[Array, ""]:
         """The released code divides by the padded width."""
