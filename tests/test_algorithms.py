@@ -8,6 +8,7 @@ import pytest
 from jaxvlmrl.algorithms.algorithm import Steps
 from jaxvlmrl.algorithms.gae import gae, normalise
 from jaxvlmrl.algorithms.kl import k1, k2, k3
+from jaxvlmrl.algorithms.vagen import VAGEN
 from jaxvlmrl.algorithms.vl_dac import VLDAC
 from jaxvlmrl.optimizer import Optimizer
 
@@ -69,6 +70,14 @@ def test_padding_cannot_make_a_gradient_infinite():
     gradient = jax.grad(total)(jnp.array([[-1.0, 5.0]]))
     assert np.isfinite(gradient).all()
     assert gradient[0, 1] == 0
+
+
+@pytest.mark.parametrize(("advantages", "counted"), [("turn_wise", [0.0, 1.0, 0.0]), ("bi_level", [0.5, 0.5, 0.0])])
+def test_a_token_without_a_target_of_its_own_teaches_vagens_critic_nothing(advantages: str, counted: list[float]):
+    """A turn of two tokens, values 1 above their targets: the gradient of half a squared error's mean is 1 / count."""
+    steps = steps_of([0.0], [[True, True, False]])._replace(old_value=jnp.ones((1, 3)), returns=jnp.zeros((1, 3)))
+    gradient = jax.grad(VAGEN(advantages=advantages).value_loss)(jnp.ones((1, 3)), steps)
+    np.testing.assert_allclose(gradient[0], counted)
 
 
 def test_entropy_bonus_falls_along_the_run():
