@@ -200,8 +200,9 @@ def summarise(episodes: Episodes) -> dict[str, float]:
 
 
 def thought_figures(thoughts: Verdict, is_turn: np.ndarray) -> dict[str, float]:
-    """What `thinking.figures` says of episodes."""
-    return {f"thoughts_{name}": float(x) for name, x in thinking.figures(thoughts, jnp.asarray(is_turn)).items()}
+    """What `thinking.figures` says of episodes, which lie on the host."""
+    figures = thinking.figures(*jax.tree.map(jnp.asarray, (thoughts, is_turn)))
+    return {f"thoughts_{name}": float(x) for name, x in figures.items()}
 
 
 def wilson_interval(wins: int, count: int, z: float = 1.959964) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from envs_jax import GridWalker
 from envs_jax.grid_walker import Params
 from envs_jax.grid_walker.questions import gold_in_view
 from envs_jax.grid_walker.reasoned import ReasonedExpert
-from jaxvlmrl import runs, thinking, train
+from jaxvlmrl import episodes, runs, thinking, train
 from jaxvlmrl.building import make_policy
 from jaxvlmrl.config import ConfigError
 from jaxvlmrl.policy import Policy
@@ -52,6 +52,15 @@ def test_every_thought_is_apt_to_what_is_seen_and_done():
         used |= texts
     seen = {text.split(",")[0] for text in used}
     assert seen >= {"no gold in sight", "gold ahead", "gold on the left", "gold on the right"}
+
+
+def test_thoughts_of_finished_episodes_are_counted():
+    """Two episodes of two turns, the second's last not played: two of three thoughts are known, one of those is true."""
+    known = np.array([[True, True], [False, True]])
+    verdict = thinking.Verdict(np.ones((2, 2), bool), known, np.array([[True, False], [True, True]]), ~known)
+    found = episodes.thought_figures(verdict, np.array([[True, True], [True, False]]))
+    expected = {"thoughts_whole": 1, "thoughts_known": 2 / 3, "thoughts_true": 0.5, "thoughts_imagined": 0}
+    assert found == pytest.approx(expected)
 
 
 def test_a_grammar_behind_a_thought_counts_its_tokens():
