@@ -11,6 +11,7 @@ from jaxtyping import install_import_hook
 
 from tests.compiling import QUICK
 
+os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))  # an empty one, `XLA_FLAGS= pytest ...`, compiles as users do
 CACHE = Path(__file__).parent.parent / ".jax_cache"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -23,12 +24,6 @@ install_import_hook(["jaxvlmrl.algorithms", "jaxvlmrl.models", "jaxvlmrl.text"],
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the slow tests too")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """With --slow everything is compiled as users have it."""
-    if not config.getoption("--slow"):
-        os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
