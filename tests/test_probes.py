@@ -34,6 +34,8 @@ def config_of(probe: Probe, algorithm: str) -> Config:
     )  # fmt: skip
     config = config.with_algorithm(algorithm)
     config.algorithm = dataclasses.replace(config.algorithm, warmup_updates=1, kl_coef=0.0, entropy_coef=0.01)
+    if not config.algorithm.has_ratio:  # a rollout is one optimiser step then, not two epochs of two
+        config.rl = dataclasses.replace(config.rl, num_updates=4 * UPDATES)
     return config
 
 
