@@ -17,6 +17,8 @@ from jaxvlmrl.models.smolvlm import SmolVLM, VisionConfig
 from jaxvlmrl.optimizer import Optimizer
 
 UPDATES, ENVIRONMENTS = 30, 64
+# With large ones Odysseus settles on one answer in one run of six, and wins half of the games with it.
+SMALL_STEPS = (PROBES["stop"], "odysseus")
 
 
 def config_of(probe: Probe, algorithm: str) -> Config:
@@ -36,6 +38,9 @@ def config_of(probe: Probe, algorithm: str) -> Config:
     config.algorithm = dataclasses.replace(config.algorithm, warmup_updates=1, kl_coef=0.0, entropy_coef=0.01)
     if not config.algorithm.has_ratio:  # a rollout is one optimiser step then, not two epochs of two
         config.rl = dataclasses.replace(config.rl, num_updates=4 * UPDATES)
+    if (probe, algorithm) == SMALL_STEPS:
+        small = dataclasses.replace(optimizer, learning_rate=1e-3)
+        config.rl = dataclasses.replace(config.rl, num_updates=3 * UPDATES, optimizer=small)
     return config
 
 
