@@ -47,30 +47,43 @@ METHODS = {
 UNNORMALISED = ("Dr. GRPO", "RLOO", "LOOP")
 FIFTH_OF_BONUS = ("--config.algorithm.entropy_coef=0.02", "--config.algorithm.final_entropy_coef=0.001")
 NO_KL = Method("vl_dac", ("--config.algorithm.kl_coef=0.",))
-ONE_RATIO = Method(  # VL-DAC in all but its loss: the ratio is of a whole answer, not of a token
-    "turn_ppo",
-    (
-        "--config.algorithm.is_length_normalised=False",
-        "--config.algorithm.value_coef=0.15",
-        "--config.algorithm.kl_coef=0.05",
-        "--config.algorithm.warmup_updates=2",
-    ),
-)
+
+
+def one_ratio(tokens: int, *bonus: float) -> Method:
+    """VL-DAC in all but its loss: the ratio is of a whole answer, not of a token.
+
+    A step's part is then the sum over an answer's tokens where VL-DAC has their mean, so that KL and the entropy bonus,
+    which stay means, are as many times as large to weigh the same: five tokens a command, fifteen with a thought.
+    """
+    coefficients = {
+        "kl_coef": 0.05 * tokens,
+        "entropy_coef": bonus[0] * tokens,
+        "final_entropy_coef": bonus[-1] * tokens,
+    }
+    given = {"is_length_normalised": False, "value_coef": 0.15, "warmup_updates": 2, **coefficients}
+    return Method("turn_ppo", tuple(f"--config.algorithm.{name}={value}" for name, value in given.items()))
+
+
 ABLATIONS = {
     "VL-DAC": METHODS["VL-DAC"],
     "VL-DAC, no warm-up": Method("vl_dac", ("--config.algorithm.warmup_updates=0",)),
     "VL-DAC, no KL": NO_KL,
-    "VL-DAC, one ratio an answer": ONE_RATIO,
+    "VL-DAC, one ratio an answer": one_ratio(5, 0.002),
     "VL-DAC, shared backbone": Method("vl_dac,value_head"),
     "VL-DAC, shared, no stop-gradient": Method("vl_dac,value_head", ("--config.critic.stop_gradient=False",)),
 }
-THOUGHTS = {"VL-DAC": METHODS["VL-DAC"], "VL-DAC, one ratio an answer": ONE_RATIO} | {
+THOUGHTS = {"VL-DAC": METHODS["VL-DAC"], "VL-DAC, one ratio an answer": one_ratio(15, 0.002)} | {
     f"RL4VLM, lambda {name}": Method("rl4vlm", (f"--config.algorithm.thought_coef={weight}", *kl))
     for name, weight, kl in (
         ("0.2", 0.2, ()), ("0.35", 0.35, ()), ("0.5", 0.5, ()), ("1.0", 1.0, ()),
-        ("0.5, with KL", 0.5, ("--config.algorithm.kl_coef=0.05",)),
+        ("0.5, with KL", 0.5, ("--config.algorithm.kl_coef=0.75",)),  # fifteen tokens: see one_ratio
     )
 }  # fmt: skip
+RATES = {
+    f"{name}, {rate}": Method(METHODS[name].variant, (f"--config.rl.optimizer.learning_rate={rate}",))
+    for name in ("VL-DAC", "GRPO", "RLOO")
+    for rate in ("3e-4", "1e-3", "3e-3")
+}
 BY_SEGMENTS = (  # an update is of 1,024 turns instead of 2,300
     "--config.algorithm.gae_lambda=0.9",
     "--config.algorithm.value_coef=1.",
@@ -106,10 +119,11 @@ LONG = (  # 64 games an update, some 550 turns an optimiser step; at 1e-3, with 
 SETTINGS = {
     "weak": Setting("quickstart", 150_000, METHODS, imitation=80, is_free=True),
     "ablations": Setting("quickstart", 150_000, ABLATIONS, imitation=80, is_free=True),
+    "rates": Setting("quickstart", 150_000, RATES, imitation=80, is_free=True),
     "random": Setting(
         "gridwalker_from_scratch",
         500_000,
-        METHODS | {"VL-DAC, no KL": NO_KL, "VL-DAC, one ratio an answer": ONE_RATIO},
+        METHODS | {"VL-DAC, no KL": NO_KL, "VL-DAC, one ratio an answer": one_ratio(5, 0.1, 0.005)},
         unnormalised=FIFTH_OF_BONUS,
     ),
     "long_small": Setting("gridwalker_long", 300_000, ESTIMATES, imitation=50, base="small", overrides=LONG),

@@ -241,6 +241,7 @@ def make_actor_critic(config: Config, policy: Policy, env: AutoReset) -> ActorCr
         corrector=Corrector(policy, config.imitation.demonstrations.player) if config.algorithm.sft_coef else None,
         thought_reward=phase.thought_reward, thought_paid_for=phase.thought_paid_for,
         stop_after_turns=phase.stop_after_turns,
+        updates_shown=1 if config.algorithm.whole_episodes else -(-2 * int(config.env_params.max_turns) // phase.num_turns),
     )  # fmt: skip
 
 

@@ -158,19 +158,19 @@ class Config:
         kind = ALGORITHMS[name]
         known = {item.name for item in dataclasses.fields(kind)}
         carried = {name: getattr(self.algorithm, name) for name in CARRIED & known if hasattr(self.algorithm, name)}
-        rl = self.rl
+        rl, algorithm = self.rl, kind(**carried)
         if kind.whole_episodes:
             rl = dataclasses.replace(rl, num_turns=int(self.env_params.max_turns))
         if not kind.has_ratio:  # one step a rollout: a second one would not know that the policy has moved
             rl = dataclasses.replace(rl, epochs=1, minibatches=1, microbatches=rl.minibatches * rl.microbatches)
-        if not kind.is_mean_over_rows:
+        if not algorithm.can_be_cut:
             rl = dataclasses.replace(rl, microbatches=1)
         needs_head = kind.values_tokens and not self.critic.reads_hidden
         critic = ValueHead() if needs_head else self.critic
-        return dataclasses.replace(self, algorithm=kind(**carried), critic=critic, rl=rl)
+        return dataclasses.replace(self, algorithm=algorithm, critic=critic, rl=rl)
 
     def tiny(self) -> "Config":
-        """The same run in a CPU minute: two updates of a few games a phase, evaluated on eight. What `:tiny` means.
+        """The same run in a CPU minute: two updates of a few short games a phase, evaluated on eight. What `:tiny` means.
 
         A model that speaks with another tokenizer than the package's own becomes the smallest of its family.
         """
@@ -178,9 +178,12 @@ class Config:
         perception = small(self.perception, num_updates=min(self.perception.num_updates, 2), num_frames=8)
         imitation = small(self.imitation, num_updates=min(self.imitation.num_updates, 2), num_envs=4, num_turns=6)
         rl = small(self.rl, num_updates=min(self.rl.num_updates, 2), num_envs=8, num_turns=6)
-        parts = 2 if self.algorithm.is_mean_over_rows else 1
+        parts = 2 if self.algorithm.can_be_cut else 1
         minibatches = 2 if self.algorithm.has_ratio else 1
         rl = small(rl, epochs=1, minibatches=minibatches, microbatches=parts, envs_at_once=min(rl.envs_at_once, 4))
+        short = lambda params: small(params, max_turns=min(params.max_turns, 20))
+        env_params = short(self.env_params)
+        curriculum = small(self.curriculum, levels=tuple(short(level) for level in self.curriculum.levels))
         seeds = Evaluation(test=(1000, 1008), validation=(5000, 5008), batch=8)
         algorithm = small(self.algorithm, warmup_updates=min(self.algorithm.warmup_updates, 1))
         imitation = small(imitation, minibatches=2)
@@ -197,8 +200,11 @@ class Config:
             )  # fmt: skip
         perception = small(perception, minibatches=2)
         if algorithm.whole_episodes:
-            rl = small(rl, num_turns=int(self.env_params.max_turns))
-        return small(self, perception=perception, imitation=imitation, rl=rl, algorithm=algorithm, evaluation=seeds)
+            rl = small(rl, num_turns=int(env_params.max_turns))
+        return small(
+            self, env_params=env_params, curriculum=curriculum, perception=perception, imitation=imitation, rl=rl,
+            algorithm=algorithm, evaluation=seeds,
+        )  # fmt: skip
 
     def check(self) -> None:
         """Raises `ConfigError` for what cannot be run."""
@@ -280,7 +286,7 @@ class Config:
             raise ConfigError(f"{name} values tokens, which only a value_head can: config.critic looks at pictures")
         if self.algorithm.sft_coef and not self.conversation.thought_tokens:
             raise ConfigError(f"{name} clones thoughts, but config.conversation.thought_tokens is 0")
-        if not self.algorithm.is_mean_over_rows and self.rl.microbatches > 1:
+        if not self.algorithm.can_be_cut and self.rl.microbatches > 1:
             raise ConfigError(f"{name} divides by what a minibatch keeps: config.rl.microbatches must be 1")
         if 0 < self.rl.num_updates <= self.algorithm.critic_warmup:
             raise ConfigError("config.algorithm.warmup_updates leaves no update to the policy")

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from envs_jax.environment import Params as EnvParams
 from envs_jax.wrappers import Levels
-from jaxvlmrl.algorithms.masking import masked_mean, mean_if_any
+from jaxvlmrl.algorithms.masking import masked_mean
 from jaxvlmrl.algorithms.odysseus import level_probabilities
 from jaxvlmrl.rollout import Trajectory
+from jaxvlmrl.rollout_metrics import Metrics, Outcomes
 
 
 @dataclass(unsafe_hash=True)
@@ -26,10 +27,13 @@ class Curriculum:
         """The easiest level, on which lessons before reinforcement learning are given."""
         return self.levels[0] if self.levels else otherwise
 
+    @property
+    def num_levels(self) -> int:
+        return max(len(self.levels), 1)
+
     def start(self) -> jax.Array:
         """[levels] chances, all alike."""
-        count = max(len(self.levels), 1)
-        return jnp.full(count, 1 / count)
+        return jnp.full(self.num_levels, 1 / self.num_levels)
 
     def begun(self, chances: jax.Array, otherwise: EnvParams) -> Levels:
         """What episodes begin on."""
@@ -37,23 +41,22 @@ class Curriculum:
             return Levels.only(otherwise)
         return Levels(jax.tree.map(lambda *xs: jnp.stack([jnp.asarray(x) for x in xs]), *self.levels), chances)
 
-    def learn(
-        self, chances: jax.Array, trajectory: Trajectory, is_played: jax.Array, may_have_lost: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """New chances, from the episodes that ended; and how each level goes, once losses can have ended too."""
+    def learn(self, chances: jax.Array, recent: Outcomes) -> jax.Array:
+        """New chances [levels], from the episodes that ended of late; the old ones where none did."""
         if not self.levels:
-            return chances, {}
-        is_done = (trajectory.terminated | trajectory.truncated) & is_played
-        turns = (trajectory.turns_so_far + 1).astype(jnp.float32)
-        nobodys = len(self.levels)  # the level of turns that ended no episode
-        ended = jnp.where(is_done, trajectory.level, nobodys).reshape(-1)
-        _, chances = level_probabilities(turns.reshape(-1), ended, len(self.levels))
-        metrics = {}
+            return chances
+        nobodys = self.num_levels  # the level of a mean over nothing
+        known = jnp.where(recent.episodes > 0, jnp.arange(self.num_levels), nobodys)
+        _, new = level_probabilities(recent.turns_per_episode, known, self.num_levels)
+        return jnp.where(jnp.any(recent.episodes > 0), new, chances)
+
+    def metrics(self, chances: jax.Array, trajectory: Trajectory, is_played: jax.Array, recent: Outcomes) -> Metrics:
+        """How each level goes."""
+        told = {}
         for index in range(len(self.levels)):
-            is_level = trajectory.level == index
-            counts = is_done & is_level & may_have_lost
-            metrics[f"level/{index}/success_rate"] = mean_if_any(trajectory.info["success"], counts)
-            metrics[f"level/{index}/turns_per_episode"] = mean_if_any(turns, counts)
-            metrics[f"level/{index}/share_of_turns"] = masked_mean(is_level.astype(jnp.float32), is_played)
-            metrics[f"level/{index}/chance"] = chances[index]
-        return chances, metrics
+            is_level = (trajectory.level == index).astype(jnp.float32)
+            told[f"level/{index}/success_rate"] = recent.success_rate[index]
+            told[f"level/{index}/turns_per_episode"] = recent.turns_per_episode[index]
+            told[f"level/{index}/share_of_turns"] = masked_mean(is_level, is_played)
+            told[f"level/{index}/chance"] = chances[index]
+        return told

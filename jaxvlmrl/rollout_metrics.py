@@ -3,15 +3,56 @@
 What a rollout did not show, as nothing of the kind happened in it, is NaN: null in metrics.jsonl.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from jaxvlmrl import thinking
-from jaxvlmrl.algorithms.masking import masked_mean, mean_if_any
+from jaxvlmrl.algorithms.masking import masked_mean
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.rollout import Trajectory
 
 Metrics = dict[str, jax.Array]
+
+
+class Outcomes(NamedTuple):
+    """Of episodes that ended, sums by level: float32 [levels], or [updates, levels]."""
+
+    wins: jax.Array
+    episodes: jax.Array
+    turns: jax.Array  # that they took
+
+    @classmethod
+    def none(cls, num_updates: int, num_levels: int) -> "Outcomes":
+        return cls(*jnp.zeros((3, num_updates, num_levels)))
+
+    @property
+    def success_rate(self) -> jax.Array:
+        return self._mean(self.wins)
+
+    @property
+    def turns_per_episode(self) -> jax.Array:
+        return self._mean(self.turns)
+
+    def over(self, axis: int) -> "Outcomes":
+        """Summed, of all levels or of all updates."""
+        return Outcomes(*(jnp.sum(x, axis=axis) for x in self))
+
+    def _mean(self, total: jax.Array) -> jax.Array:
+        return jnp.where(self.episodes > 0, total / jnp.maximum(self.episodes, 1.0), jnp.nan)
+
+
+def outcomes(trajectory: Trajectory, is_played: jax.Array, num_levels: int) -> Outcomes:
+    """Of the episodes that ended in a rollout, [levels]."""
+    is_done = (trajectory.terminated | trajectory.truncated) & is_played
+
+    def of_level(level: jax.Array) -> Outcomes:
+        ended = is_done & (trajectory.level == level)
+        total = lambda x: jnp.sum(jnp.where(ended, x, 0), dtype=jnp.float32)
+        return Outcomes(total(trajectory.info["success"]), total(1), total(trajectory.turns_so_far + 1))
+
+    return jax.vmap(of_level)(jnp.arange(num_levels))
 
 
 def spread(x: jax.Array, counts: jax.Array) -> jax.Array:
@@ -19,17 +60,14 @@ def spread(x: jax.Array, counts: jax.Array) -> jax.Array:
     return jnp.max(jnp.where(counts, x, -jnp.inf)) - jnp.min(jnp.where(counts, x, jnp.inf))
 
 
-def played(policy: Policy, trajectory: Trajectory, is_played: jax.Array, may_have_lost: jax.Array) -> Metrics:
-    """What happened in a rollout, as scalars.
-
-    `may_have_lost`: the time limit has come for episodes that began with the first update. Until then only wins end.
-    """
+def played(policy: Policy, trajectory: Trajectory, is_played: jax.Array, recent: Outcomes) -> Metrics:
+    """What happened in a rollout, as scalars; `recent` are the outcomes of as many updates as show losses with wins."""
     is_done = (trajectory.terminated | trajectory.truncated) & is_played
-    of_episodes = lambda x: mean_if_any(x, is_done & may_have_lost)
+    of_all = recent.over(axis=0)
     of_turns = lambda x: masked_mean(x.astype(jnp.float32), is_played)
     metrics = {
-        "rollout/success_rate": of_episodes(trajectory.info["success"]),
-        "rollout/turns_per_episode": of_episodes(trajectory.turns_so_far + 1),
+        "rollout/success_rate": of_all.success_rate,
+        "rollout/turns_per_episode": of_all.turns_per_episode,
         "rollout/episodes": jnp.sum(is_done),
         "rollout/turns": jnp.sum(is_played),
         "rollout/reward_per_turn": of_turns(trajectory.reward),

@@ -22,7 +22,7 @@ from jaxvlmrl.models.critics import Critic
 from jaxvlmrl.models.layers import Params
 from jaxvlmrl.policy import Policy
 from jaxvlmrl.rollout import Session, Trajectory, batch_major
-from jaxvlmrl.rollout_metrics import Metrics, played
+from jaxvlmrl.rollout_metrics import Metrics, Outcomes, outcomes, played, spread
 
 
 class Learner(NamedTuple):
@@ -35,6 +35,7 @@ class Learner(NamedTuple):
     critic_optimizer: Any
     session: Session
     chances: jax.Array  # of the curriculum's levels to be begun
+    outcomes: Outcomes  # [updates_shown, levels], of the last updates, the newest last
     turns: jax.Array  # int32, played so far
 
 
@@ -90,6 +91,7 @@ class ActorCritic:
     thought_reward: float = 0.0
     thought_paid_for: str = "wins"
     stop_after_turns: int = 0  # where the phase ends if not with its updates; 0 for those alone
+    updates_shown: int = 1  # in one success rate: all environments began together, so losses come in waves
 
     def init(self, params: Params, env_params: EnvParams, key: jax.Array) -> Learner:
         critic_key, env_key = jax.random.split(key)
@@ -100,7 +102,9 @@ class ActorCritic:
         chances = self.curriculum.start()
         session = self.fresh_session(self.curriculum.begun(chances, env_params), env_key)
         optimizers = self.policy_optimizer.init(params), self.critic_optimizer.init(critic)
-        return Learner(params, critic, jax.tree.map(jnp.copy, params), *optimizers, session, chances, jnp.int32(0))
+        ended = Outcomes.none(self.updates_shown, self.curriculum.num_levels)
+        reference = jax.tree.map(jnp.copy, params)
+        return Learner(params, critic, reference, *optimizers, session, chances, ended, jnp.int32(0))
 
     def step(
         self, learner: Learner, frozen: Params, env_params: EnvParams, key: jax.Array, index: jax.Array
@@ -122,10 +126,22 @@ class ActorCritic:
         is_warmup = index < self.algorithm.critic_warmup
         when = When(is_warmup, self.progress(index, learner.turns))
         may_have_lost = (index + 1) * self.num_turns >= env_params.max_turns
-        chances, taught = self.curriculum.learn(learner.chances, trajectory, is_played, may_have_lost)
-        learner = learner._replace(session=session, chances=chances, turns=learner.turns + jnp.sum(is_played))
+        ended, recent = self.recent_outcomes(learner, trajectory, is_played, may_have_lost)
+        chances = self.curriculum.learn(learner.chances, recent)
+        told = played(self.policy, trajectory, is_played, recent)
+        told |= self.curriculum.metrics(chances, trajectory, is_played, recent)
+        turns = learner.turns + jnp.sum(is_played)
+        learner = learner._replace(session=session, chances=chances, outcomes=ended, turns=turns)
         learner, learned = self.learn(learner, frozen, rows, shuffle_key, when)
-        return learner, learned | valued | taught | played(self.policy, trajectory, is_played, may_have_lost)
+        return learner, learned | valued | told
+
+    def recent_outcomes(
+        self, learner: Learner, trajectory: Trajectory, is_played: jax.Array, may_have_lost: jax.Array
+    ) -> tuple[Outcomes, Outcomes]:
+        """(those of the last updates, sums by level); the sums are 0 until the first time limit: only wins end before."""
+        new = outcomes(trajectory, is_played, self.curriculum.num_levels)
+        ended = jax.tree.map(lambda old, new: jnp.concatenate([old[1:], new[None]]), learner.outcomes, new)
+        return ended, jax.tree.map(lambda x: x * may_have_lost, ended.over(axis=0))
 
     def with_thoughts_paid(self, trajectory: Trajectory) -> Trajectory:
         if not self.thought_reward:
@@ -238,8 +254,8 @@ class ActorCritic:
         if self.algorithm.uses_critic:
             counts = self.algorithm.is_valued(steps)
             of_played = lambda x: masked_mean(jnp.square(x - masked_mean(x, counts)), counts)
-            residual = of_played(returns - old_value) / jnp.maximum(of_played(returns), 1e-8)
-            metrics["value/explained_variance"] = 1 - residual
+            unexplained = of_played(returns - old_value) / of_played(returns)
+            metrics["value/explained_variance"] = jnp.where(spread(returns, counts) > 0, 1 - unexplained, jnp.nan)
         return steps, metrics
 
     def log_probs(self, params: Params, rows: Rows) -> jax.Array:
@@ -279,13 +295,17 @@ class ActorCritic:
         log_prob = thoughts.log_probs
         value = self.valued(critic, thoughts)
         loss = self.algorithm.loss(log_prob, thoughts.entropy, value, rows.steps, when.is_warmup, when.progress)
-        gap = jnp.max(jnp.where(rows.steps.is_action_token, jnp.abs(log_prob - rows.sampled_log_prob), 0.0))
+        gap_to = lambda other: jnp.max(jnp.where(rows.steps.is_action_token, jnp.abs(log_prob - other), 0.0))
         metrics = {"loss/total": loss.total, "loss/policy": loss.policy, "loss/value": loss.value}
         if self.algorithm.kl_coef:
             metrics["loss/kl"] = loss.kl
         is_token = rows.turns.answer_valid[:, self.policy.window - 1 :] & rows.steps.is_played[..., None]
         entropy = masked_mean(thoughts.entropy, is_token)  # the bonus is of what is kept, in the algorithm's own mean
-        metrics |= {"policy/entropy": entropy, "policy/clip_fraction": loss.clip_fraction, "ratio/gap": gap}
+        metrics |= {"policy/entropy": entropy, "policy/clip_fraction": loss.clip_fraction}
+        metrics |= {
+            "ratio/max_gap": gap_to(rows.sampled_log_prob),
+            "ratio/max_log_ratio": gap_to(rows.steps.old_log_prob),
+        }
         total = loss.total
         if self.corrector and rows.corrected:
             of_corrected = self.corrector.log_probs(params_of_all, rows.corrected, thoughts.image_tokens)
@@ -317,9 +337,9 @@ class ActorCritic:
             return self._apply(learner, grads, stays), metrics | {"policy/grad_norm": optax.global_norm(grads[0])}
 
         learner, metrics = jax.lax.scan(minibatch, learner, orders.reshape(shape))
-        gaps = metrics.pop("ratio/gap")
-        means = {name: jnp.mean(values) for name, values in metrics.items()}
-        return learner, means | {"ratio/max_gap": jnp.max(gaps[0])}  # before the first step: sampler against trainer
+        gaps = {name: metrics.pop(name) for name in ("ratio/max_gap", "ratio/max_log_ratio")}  # of sampler and of ratio
+        before_first_step = {name: jnp.max(values[0]) for name, values in gaps.items()}
+        return learner, {name: jnp.mean(values) for name, values in metrics.items()} | before_first_step
 
     def _apply(self, learner: Learner, grads: tuple[Params, Params], stays: jax.Array) -> Learner:
         """One optimiser step. Where the policy stays, in warm-up or without a step to learn from, so does its optimiser."""

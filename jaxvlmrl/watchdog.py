@@ -12,10 +12,11 @@ COMMON = 0.04  # a command of a larger share is missed when it is gone
 UNKNOWN = (
     "rollout/success_rate",
     "rollout/turns_per_episode",
+    "value/explained_variance",
     "level/",
     "thought/",
 )  # what an update may not have shown
-MAX_GAP = 1e-4  # of log-probs between sampler and trainer, in float32
+MAX_GAP = 1e-4  # of log-probs before the first step, between what ratios are taken to and the trainer
 
 
 class Watchdog:
@@ -45,8 +46,10 @@ class Watchdog:
         unparsable = metrics.get("rollout/unparsable_share", 0.0)
         if unparsable > 0.1:
             found.append(f"answers: {unparsable:.0%} cannot be read")
-        if metrics.get("ratio/max_gap", 0.0) > MAX_GAP:
-            found.append(f"ratio: sampler and trainer differ by {metrics['ratio/max_gap']:.1e} in log-probability")
+        if metrics.get("ratio/max_log_ratio", 0.0) > MAX_GAP:
+            found.append(
+                f"ratio: sampler and trainer differ by {metrics['ratio/max_log_ratio']:.1e} in log-probability"
+            )
         if metrics.get("policy/entropy", 1.0) < 1e-3:
             found.append("entropy: it is gone, the policy no longer tries anything else")
         if metrics.get("collapse/repeated_commands", 0.0) > SAME:

@@ -1,13 +1,16 @@
-"""Suite-wide settings: strict ranks, checked shapes, quick compiling, a shared compilation cache, and the slow marker."""
+"""Suite-wide settings: strict ranks, checked shapes, quick compiling, a shared cache, the slow marker, who runs what."""
 
 import os
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
 from jaxtyping import install_import_hook
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.compiling import QUICK
 
@@ -32,3 +35,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
+
+
+class FilesWithFixturesWhole(LoadScopeScheduling):
+    """Tests that share a file's fixture have one worker, which makes it once; all others go where there is time."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if shares_a_fixture(self.config.rootpath / file) else nodeid
+
+
+@cache
+def shares_a_fixture(file: Path) -> bool:
+    return 'scope="module"' in file.read_text()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return FilesWithFixturesWhole(config, log)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxvlmrl.algorithms import groups
 from jaxvlmrl.algorithms.algorithm import Steps
 from jaxvlmrl.algorithms.gae import gae, normalise
 from jaxvlmrl.algorithms.kl import k1, k2, k3
@@ -33,6 +34,15 @@ def test_equal_advantages_normalise_to_nothing():
     """Not to rounding noise divided by an epsilon."""
     assert not np.asarray(normalise(jnp.full((4, 3), 0.1))).any()
     np.testing.assert_allclose(normalise(jnp.array([1.0, 3.0])), [-(0.5**0.5), 0.5**0.5], rtol=1e-6)
+
+
+def test_the_same_rewards_in_another_order_are_no_difference():
+    """Lost games of ten turns, one of them costly: its place changes the sum in float32."""
+    outcome = np.array([-0.30000001, -0.29999998] * 4, np.float32)
+    assert np.ptp(outcome) > 0
+    same = groups.alike(jnp.zeros(8, jnp.int32))
+    assert not groups.varies(jnp.asarray(outcome), same).any()
+    assert (groups.z_scores(jnp.asarray(outcome), same, eps=1e-6) == 0).all()
 
 
 def test_kl_estimators_by_hand():

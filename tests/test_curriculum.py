@@ -19,9 +19,15 @@ from jaxvlmrl import rollout, runs, train
 from jaxvlmrl.building import make_env, make_policy
 from jaxvlmrl.config import ConfigError, from_json, to_json
 from jaxvlmrl.curriculum import Curriculum
+from jaxvlmrl.rollout_metrics import Outcomes, outcomes
 from tests.small import BATCH, fresh, make_actor_critic, make_config
 
 LEVELS = (Params(size=4, num_blocks=2, max_turns=2), Params(size=8, num_blocks=3, max_turns=6))
+
+
+def lately(curriculum: Curriculum, found: SimpleNamespace) -> Outcomes:
+    """Of one update, all of whose turns count."""
+    return outcomes(found, jnp.ones_like(found.terminated), curriculum.num_levels)  # pyright: ignore
 
 
 def played_on(level: jax.Array, ends: jax.Array, turns_so_far: jax.Array) -> SimpleNamespace:
@@ -37,11 +43,19 @@ def test_a_level_that_takes_half_the_turns_comes_twice_as_often():
     ends[1, 0] = ends[3, 1] = True
     level = jnp.broadcast_to(jnp.array([0, 1, 1]), (4, 3))
     played = played_on(level, jnp.asarray(ends), jnp.broadcast_to(jnp.arange(4)[:, None], (4, 3)))
-    chances, told = curriculum.learn(curriculum.start(), played, jnp.ones((4, 3), bool), jnp.bool_(True))  # pyright: ignore
+    recent = lately(curriculum, played)
+    chances = curriculum.learn(curriculum.start(), recent)
+    told = curriculum.metrics(chances, played, jnp.ones((4, 3), bool), recent)  # pyright: ignore
     np.testing.assert_allclose(chances, [2 / 3, 1 / 3], rtol=1e-5)
     assert float(told["level/0/success_rate"]) == 1.0
     assert float(told["level/1/turns_per_episode"]) == 4.0
     assert float(told["level/1/share_of_turns"]) == pytest.approx(2 / 3)
+
+
+def test_an_update_in_which_nothing_ended_changes_no_chances():
+    chances = jnp.array([0.9, 0.1])
+    nothing = Outcomes.none(1, 2).over(axis=0)
+    np.testing.assert_array_equal(Curriculum(LEVELS).learn(chances, nothing), chances)
 
 
 def test_levels_get_the_same_number_of_turns():
@@ -61,8 +75,8 @@ def test_levels_get_the_same_number_of_turns():
     def update(carry, key):
         chances, at = carry
         at, found = jax.lax.scan(partial(turn, curriculum.begun(chances, None)), at, jax.random.split(key, 4))
-        chances, told = curriculum.learn(chances, played_on(*found), jnp.ones((4, batch), bool), jnp.bool_(True))  # pyright: ignore
-        return (chances, at), told["level/0/share_of_turns"]
+        chances = curriculum.learn(chances, lately(curriculum, played_on(*found)))
+        return (chances, at), jnp.mean(found[0] == 0)
 
     @jax.jit
     def shares(key):

@@ -44,7 +44,7 @@ def test_every_complaint_has_a_heading():
     well = {"rollout/success_rate": 0.6, "rollout/unparsable_share": 0.0, "command/left": 0.3, "policy/entropy": 0.5}
     assert watchdog.look(well) == []
     worse = {"rollout/success_rate": 0.1, "command/left": 0.0, "policy/entropy": 0.0, "loss/policy": float("nan")}
-    worst = {"rollout/reward_spread": 0.0, "ratio/max_gap": 1.0, "collapse/repeated_commands": 1.0}
+    worst = {"rollout/reward_spread": 0.0, "ratio/max_log_ratio": 1.0, "collapse/repeated_commands": 1.0}
     said = watchdog.look(well | worse | worst | {"collapse/repeated_tokens": 1.0})
     said += Watchdog().look(
         well | {"rollout/unparsable_share": 1.0, "validation/perception/x": 0.5, "validation/commonest_answer/x": 0.5}

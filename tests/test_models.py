@@ -40,6 +40,14 @@ def test_recorded_logits(recorded):
     np.testing.assert_allclose(logits_of(model, params, ids, images), golden["logits"], atol=1e-4)
 
 
+def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16(recorded):
+    _, _, model, params, _ = recorded
+    hidden = jax.random.normal(jax.random.key(0), (8, model.text.width), jnp.bfloat16)
+    logits = model.logits(params, hidden)
+    assert logits.dtype == jnp.float32
+    assert (logits != logits.astype(jnp.bfloat16)).any()
+
+
 def test_recorded_image_features(recorded):
     family, _, model, params, golden = recorded
     images = conversation(family, model.num_image_tokens)[1]

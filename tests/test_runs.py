@@ -296,7 +296,10 @@ def test_watchdog_says_each_thing_once():
     assert watchdog.look(ill) == []
     assert watchdog.look(well) == []
     assert (
-        len(watchdog.look(ill | {"rollout/reward_spread": 0.0, "ratio/max_gap": 1.0, "loss/policy": float("nan")})) == 6
+        len(
+            watchdog.look(ill | {"rollout/reward_spread": 0.0, "ratio/max_log_ratio": 1.0, "loss/policy": float("nan")})
+        )
+        == 6
     )
 
 

@@ -103,13 +103,18 @@ class Algorithm(ABC):
     whole_episodes: ClassVar[bool] = False  # every update begins with fresh ones and learns from one an environment
 
     has_ratio: ClassVar[bool] = True  # without one a rollout is learned from once
-    is_mean_over_rows: ClassVar[bool] = True  # else a minibatch cannot be cut into parts whose losses are averaged
+    is_mean_over_rows: ClassVar[bool] = True  # its loss of a minibatch
     compares_states: ClassVar[bool] = False  # wants an environment's `anchor`
     values_tokens: ClassVar[bool] = False  # the critic reads the policy's state before every token of an answer
 
     @property
     def uses_critic(self) -> bool:
         return True
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether a minibatch's loss is the mean of its parts' losses. Cloning is a mean over the tokens that are cloned."""
+        return self.is_mean_over_rows and not self.sft_coef
 
     @property
     def critic_warmup(self) -> int:

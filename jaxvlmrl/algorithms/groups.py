@@ -1,13 +1,16 @@
 """Statistics within groups of N numbers, given which belong together: `same` [N, N] bool.
 
 Whether a group's numbers differ is decided by their largest and smallest, never by a deviation: the mean of equal numbers
-may round to another one, and a z-score would make 0.1 of that. Source: reference sheet "algorithms", Tolerances.
+may round to another one, and a z-score would make 0.1 of that. Sums of the same rewards in another order differ by
+rounding: that is no difference. Source: reference sheet "algorithms", Tolerances.
 """
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 Same = Bool[Array, "N N"]
+
+ROUNDING = 1e-6  # of the larger one, or of 1
 
 
 def alike(ids: Int[Array, " N"] | Float[Array, " N"]) -> Same:
@@ -25,7 +28,8 @@ def sizes(same: Same) -> Float[Array, " N"]:
 def varies(x: Float[Array, " N"], same: Same) -> Bool[Array, " N"]:
     """Whether not all of the group are equal."""
     highest = jnp.max(jnp.where(same, x[None, :], -jnp.inf), axis=1)
-    return highest > jnp.min(jnp.where(same, x[None, :], jnp.inf), axis=1)
+    lowest = jnp.min(jnp.where(same, x[None, :], jnp.inf), axis=1)
+    return highest - lowest > ROUNDING * jnp.maximum(1.0, jnp.maximum(jnp.abs(highest), jnp.abs(lowest)))
 
 
 def centred(x: Float[Array, " N"], same: Same) -> Float[Array, " N"]:

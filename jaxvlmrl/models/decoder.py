@@ -172,13 +172,13 @@ class LanguageModel:
         return apply(RMSNorm(c.eps), text["norm"], x), kept_now
 
     def logits(self, params: Params, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Float32 logits over the whole vocabulary."""
+        """Float32 logits over the whole vocabulary; in bfloat16 those between 16 and 32 would be eighths."""
         flat = hidden.reshape(-1, hidden.shape[-1])
-        if self.text.tied_head:
-            flat = jnp.einsum("nd,vd->nv", flat, params["text_model"]["embed_tokens"].astype(hidden.dtype))
-        else:
-            flat = flat @ params["lm_head"].astype(hidden.dtype)
-        return flat.astype(jnp.float32).reshape(*hidden.shape[:-1], -1)
+        tied = self.text.tied_head
+        head = (params["text_model"]["embed_tokens"] if tied else params["lm_head"]).astype(hidden.dtype)
+        product = "nd,vd->nv" if tied else "nd,dv->nv"
+        logits = jnp.einsum(product, flat, head, preferred_element_type=jnp.float32)
+        return logits.reshape(*hidden.shape[:-1], -1)
 
 
 @dataclass(unsafe_hash=True)
