@@ -54,7 +54,11 @@ class Environment(ABC):
 
     @abstractmethod
     def transition(self, key: jax.Array, state: State, action: jax.Array, params: Params) -> Outcome:
-        """(state, reward, terminated, truncated, info) after one action; never resets."""
+        """(state, reward, terminated, truncated, info) after one action; never resets.
+
+        `info` holds `success` (bool, the step won its episode) and `efficiency` (float32, the game's own score in percent).
+        `params.max_turns` is where episodes are truncated.
+        """
 
     @abstractmethod
     def observe(self, state: State) -> Observation:

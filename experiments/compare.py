@@ -5,9 +5,9 @@ short imitation that all methods of a run seed share, and so do the "ablations" 
 canonical answers; "thinking" from an imitation of thoughts and commands, and "direct" from one as long of commands alone;
 "long" and "long_small", games of 100 and 40 turns, from a short imitation too. Rows and numbers: compare_settings.py.
 
-Finished runs are only read. Writes experiments/results/compare_<setting>.json, .md (the table) and .png of the rows of which
-three seeds are finished; --parallel runs go on at once, a core each. On a GPU, `--together --nopins` makes one program of a
-row's seeds (experiments/together.py).
+Finished runs are only read. Writes experiments/results/compare_<setting>.json, .md (the table) and .png: rows of which three
+seeds are finished take the place of the record's own, unless those have more seeds; its other rows stay. --parallel runs go
+on at once, a core each. On a GPU, `--together --nopins` makes one program of a row's seeds (experiments/together.py).
 """
 
 import json
@@ -228,6 +228,7 @@ def record(jobs: list[Job]) -> dict[str, Any]:
         "greedy": heldout("win_rate_greedy"), "sampled": heldout("win_rate_sampled"), "area": [area(job) for job in jobs],
         "turns": heldout("mean_turns"), "steps": [int(curve(job)[0][-1]) for job in jobs],
         "wall_s": [summary["wall_s"] for summary in summaries], "machine": [summary["machine"] for summary in summaries],
+        "curves": [[[int(steps), round(float(rate), 4)] for steps, rate in zip(*curve(job))] for job in jobs],
     }  # fmt: skip
     extra = [key for key in summaries[0]["heldout"] if key.startswith("thoughts_") or key == "tokens_per_turn"]
     return figures | {key: heldout(key) for key in extra}
@@ -265,14 +266,14 @@ def table(records: list[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def draw(setting: str, path: Path) -> None:
+def draw(setting: str, records: list[dict[str, Any]], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 5))
-    for index, (name, jobs) in enumerate(finished(setting).items()):
-        curves = [curve(job) for job in jobs]
+    for index, row in enumerate(row for row in records if "curves" in row):  # older records have none
+        curves = [np.array(points, float).T for points in row["curves"]]
         grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 50)
         rates = np.array([np.interp(grid, *each) for each in curves])
         color, line = f"C{index % 10}", ("-", "--")[index // 10 % 2]
-        axis.plot(grid / 1e3, rates.mean(axis=0), label=name, color=color, linestyle=line)
+        axis.plot(grid / 1e3, rates.mean(axis=0), label=row["method"], color=color, linestyle=line)
         axis.fill_between(grid / 1e3, rates.min(axis=0), rates.max(axis=0), alpha=0.08, color=color)
     axis.set(title=f"{setting} start", xlabel="environment steps (thousands)", ylabel="validation win rate")
     axis.grid(alpha=0.3)
@@ -281,17 +282,27 @@ def draw(setting: str, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def merged(setting: str, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A record's rows and new ones, in the setting's order; of two of one method that of more seeds, else the new one."""
+    rows = {row["method"]: row for row in old}
+    for row in new:
+        if len(row["greedy"]) >= len(rows.get(row["method"], row)["greedy"]):
+            rows[row["method"]] = row
+    return [rows[name] for name in SETTINGS[setting].methods if name in rows]
+
+
 def write(setting: str) -> bool:
-    """compare_<setting>.json, .md and .png, from finished runs; whether there are any."""
-    rows = [record(jobs) for jobs in finished(setting).values()]
-    if not rows:
+    """compare_<setting>.json, .md and .png, with the runs that are finished; whether there are any."""
+    found = [record(jobs) for jobs in finished(setting).values()]
+    if not found:
         print(f"{setting}: no row is finished")
         return False
     path = lambda ending: Path(str(RESULTS.value)) / f"compare_{setting}.{ending}"
     Path(str(RESULTS.value)).mkdir(parents=True, exist_ok=True)
-    path("json").write_text(json.dumps(rows, indent=1) + "\n")
+    rows = merged(setting, json.loads(path("json").read_text()) if path("json").exists() else [], found)
+    path("json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     path("md").write_text(table(rows) + "\n")
-    draw(setting, path("png"))
+    draw(setting, rows, path("png"))
     print(f"\n{setting} start\n\n{table(rows)}")
     return True
 

@@ -13,10 +13,12 @@ from typing import Any
 
 from absl import app, flags
 
+from jaxvlmrl.command_line import name_of
+
 CONFIG = flags.DEFINE_string("config", "configs/quickstart.py", "what to train")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "run seeds")
 RUNS = flags.DEFINE_string("runs", "runs", "where the runs live")
-RESULTS = Path(__file__).parent / "results"
+RESULTS = flags.DEFINE_string("results", str(Path(__file__).parent / "results"), "where the record goes")
 
 
 def train(name: str, seed: int) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def table(summaries: list[dict[str, Any]]) -> str:
 
 
 def main(_: list[str]) -> None:
-    name = Path(CONFIG.value).stem
+    name = name_of(CONFIG.value)
     summaries = [train(name, int(seed)) for seed in SEEDS.value]
     rates = [s["heldout"]["win_rate_greedy"] for s in summaries]
     found = {
@@ -60,8 +62,9 @@ def main(_: list[str]) -> None:
         "commit": commit(),
         "mean_win_rate_greedy": statistics.mean(rates),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(found | {"runs": summaries}, indent=1) + "\n")
+    results = Path(RESULTS.value)
+    results.mkdir(parents=True, exist_ok=True)
+    (results / f"{name}.json").write_text(json.dumps(found | {"runs": summaries}, indent=1) + "\n")
     print(table(summaries))
     print(f"mean of {len(rates)} run seeds: {statistics.mean(rates):.1%}")
 

@@ -124,8 +124,13 @@ def _has(part: Any, path: str) -> bool:
 
 
 def config_name(values: flags.FlagValues) -> str:
-    """`quickstart` or `quickstart-grpo-tiny`, of --config=configs/quickstart.py[:grpo,tiny]."""
-    path, _, variant = str(config_flags.get_config_filename(values["config"])).partition(":")
+    """Of --config; what `name_of` makes of it."""
+    return name_of(str(config_flags.get_config_filename(values["config"])))
+
+
+def name_of(config: str) -> str:
+    """`quickstart` or `quickstart-grpo-tiny`, of configs/quickstart.py[:grpo,tiny]."""
+    path, _, variant = config.partition(":")
     return "-".join([Path(path).stem, *filter(None, variant.split(","))])
 
 

@@ -156,7 +156,11 @@ def define(values: flags.FlagValues) -> None:
     flags.DEFINE_string("base", None, "another one to set beside it", flag_values=values)
     flags.DEFINE_string("seeds", "0:20", "first:end, the end not included", flag_values=values)
     flags.DEFINE_integer(
-        "turns", None, "of an episode at most: 10, or 50 for a remote model", lower_bound=1, flag_values=values
+        "turns",
+        None,
+        "of an episode at most: as it was trained, or 50 for a remote model",
+        lower_bound=1,
+        flag_values=values,
     )
     flags.DEFINE_integer("samples", 8, "episodes a seed with sampled answers", lower_bound=0, flag_values=values)
     flags.DEFINE_integer("key", 0, "of all that is random", flag_values=values)
@@ -202,7 +206,8 @@ def evaluate_checkpoint(given: dict[str, Any], seeds: range) -> list[Entry]:
     """Plays, prints the tables, returns the rows."""
     if given["checkpoint"] is None:
         raise ConfigError("say which run to evaluate: --checkpoint=runs/quickstart-0")
-    actor, turns, key = acting.load_policy(given["checkpoint"]), given["turns"] or 10, jax.random.key(given["key"])
+    actor, key = acting.load_policy(given["checkpoint"]), jax.random.key(given["key"])
+    turns = given["turns"] or int(actor.config.env_params.max_turns)
     base = beside(actor, acting.load_policy(given["base"])) if given["base"] else None  # before anything is played
     rows = evaluate(actor, seeds, turns, given["samples"], key)
     if base is not None:
