@@ -75,6 +75,7 @@ OTHERWISE = {  # prefix of a command: why neither a test nor the script runs it
     "python -m jaxvlmrl.plan --config=configs/smolvlm_256m_gridwalker_vl_dac.py": "needs published weights",
     "bash experiments/readme_commands.sh": "is what runs the others",
     "bash experiments/gpu_compare.sh": "needs a GPU",
+    "python experiments/compare.py --settings=weak --methods": "the script runs a row of it",
     "python experiments/compare.py --settings=ablations": "the script runs a row of another setting",
     "python experiments/compare.py --settings=direct": "the same",
     "python experiments/compare.py --settings=long_small": "the same",
