@@ -1,4 +1,4 @@
-"""Evaluation: `python -m jaxvlmrl.evaluate --checkpoint=DIR [--seeds=0:20] [--turns=10] [--samples=8] [--json=FILE]`.
+"""Evaluation: `python -m jaxvlmrl.evaluate --checkpoint=DIR [--seeds=0:20] [--turns=N] [--samples=8] [--json=FILE]`.
 
 The published protocol of the board game is its default: seeds '0' to '19' at the checkpoint's own board. One table says
 what chance, full knowledge and looking are worth, and what the checkpoint does, also with pictures that are not its own.
