@@ -3,10 +3,12 @@
 The tiny model, everything but the method the same: world, conversation, optimiser, environment steps. "weak" starts from a
 short imitation that all methods of a run seed share, and so do the "ablations" of VL-DAC; "random" from random weights with
 canonical answers; "thinking" from an imitation of thoughts and commands, and "direct" from one as long of commands alone;
-"long" and "long_small", games of 100 and 40 turns, from a short imitation too. Rows and numbers: compare_settings.py.
+"long" and "long_small", games of 100 and 40 turns, from a short imitation too; "rates" has some methods of "weak" at three
+learning rates. Rows and numbers: compare_settings.py.
 
 Finished runs are only read. Writes experiments/results/compare_<setting>.json, .md (the table) and .png: rows of which three
-seeds are finished take the place of the record's own, unless those have more seeds; its other rows stay. --parallel runs go
+seeds are finished, or all that were asked for, take the place of the record's own unless those have more seeds; its other
+rows stay. --parallel runs go
 on at once, a core each. On a GPU, `--together --nopins` makes one program of a row's seeds (experiments/together.py).
 """
 
@@ -268,7 +270,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def draw(setting: str, records: list[dict[str, Any]], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(8, 5))
-    for index, row in enumerate(row for row in records if "curves" in row):  # older records have none
+    for index, row in enumerate(records):
         curves = [np.array(points, float).T for points in row["curves"]]
         grid = np.linspace(max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves), 50)
         rates = np.array([np.interp(grid, *each) for each in curves])
@@ -302,7 +304,10 @@ def write(setting: str) -> bool:
     rows = merged(setting, json.loads(path("json").read_text()) if path("json").exists() else [], found)
     path("json").write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     path("md").write_text(table(rows) + "\n")
-    draw(setting, rows, path("png"))
+    if all("curves" in row for row in rows):
+        draw(setting, rows, path("png"))
+    else:
+        print(f"{path('png')} stays as it is: rows of an older record have no curves")
     print(f"\n{setting} start\n\n{table(rows)}")
     return True
 

@@ -76,7 +76,7 @@ THOUGHTS = {"VL-DAC": METHODS["VL-DAC"], "VL-DAC, one ratio an answer": one_rati
     f"RL4VLM, lambda {name}": Method("rl4vlm", (f"--config.algorithm.thought_coef={weight}", *kl))
     for name, weight, kl in (
         ("0.2", 0.2, ()), ("0.35", 0.35, ()), ("0.5", 0.5, ()), ("1.0", 1.0, ()),
-        ("0.5, with KL", 0.5, ("--config.algorithm.kl_coef=0.75",)),  # fifteen tokens: see one_ratio
+        ("0.5, with KL", 0.5, ("--config.algorithm.kl_coef=0.75",)),  # VL-DAC's on a command's tokens: see one_ratio
     )
 }  # fmt: skip
 RATES = {

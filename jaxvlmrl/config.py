@@ -181,7 +181,7 @@ class Config:
         parts = 2 if self.algorithm.can_be_cut else 1
         minibatches = 2 if self.algorithm.has_ratio else 1
         rl = small(rl, epochs=1, minibatches=minibatches, microbatches=parts, envs_at_once=min(rl.envs_at_once, 4))
-        short = lambda params: small(params, max_turns=min(params.max_turns, 20))
+        short = lambda params: _shortened(self.env, params)
         env_params = short(self.env_params)
         curriculum = small(self.curriculum, levels=tuple(short(level) for level in self.curriculum.levels))
         seeds = Evaluation(test=(1000, 1008), validation=(5000, 5008), batch=8)
@@ -287,9 +287,20 @@ class Config:
         if self.algorithm.sft_coef and not self.conversation.thought_tokens:
             raise ConfigError(f"{name} clones thoughts, but config.conversation.thought_tokens is 0")
         if not self.algorithm.can_be_cut and self.rl.microbatches > 1:
-            raise ConfigError(f"{name} divides by what a minibatch keeps: config.rl.microbatches must be 1")
+            reason = "divides by what a minibatch keeps" if not self.algorithm.is_mean_over_rows else "clones thoughts"
+            raise ConfigError(f"{name} {reason}: config.rl.microbatches must be 1")
         if 0 < self.rl.num_updates <= self.algorithm.critic_warmup:
             raise ConfigError("config.algorithm.warmup_updates leaves no update to the policy")
+
+
+def _shortened(env: Any, params: Any) -> Any:
+    """With at most twenty turns, where the environment lets itself be cut short."""
+    short = dataclasses.replace(params, max_turns=min(params.max_turns, 20))
+    try:
+        env.check(short)
+    except ValueError:
+        return params
+    return short
 
 
 def check_names(part: Any, home: str) -> None:

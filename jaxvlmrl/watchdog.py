@@ -16,6 +16,7 @@ UNKNOWN = (
     "level/",
     "thought/",
 )  # what an update may not have shown
+ROUNDING = 0.5  # of log-probs between sampler and trainer, in bfloat16
 MAX_GAP = 1e-4  # of log-probs before the first step, between what ratios are taken to and the trainer
 
 
@@ -46,10 +47,11 @@ class Watchdog:
         unparsable = metrics.get("rollout/unparsable_share", 0.0)
         if unparsable > 0.1:
             found.append(f"answers: {unparsable:.0%} cannot be read")
-        if metrics.get("ratio/max_log_ratio", 0.0) > MAX_GAP:
-            found.append(
-                f"ratio: sampler and trainer differ by {metrics['ratio/max_log_ratio']:.1e} in log-probability"
-            )
+        gap, noise = metrics.get("ratio/max_log_ratio", 0.0), metrics.get("ratio/max_gap", 0.0)
+        if gap > MAX_GAP:
+            found.append(f"ratio: before the first step its logarithm is {gap:.1e}, where the policy has not moved yet")
+        elif noise > ROUNDING:
+            found.append(f"ratio: sampler and trainer differ by {noise:.1e} in log-probability, more than by rounding")
         if metrics.get("policy/entropy", 1.0) < 1e-3:
             found.append("entropy: it is gone, the policy no longer tries anything else")
         if metrics.get("collapse/repeated_commands", 0.0) > SAME:
