@@ -80,6 +80,7 @@ OTHERWISE = {  # prefix of a command: why neither a test nor the script runs it
     "python experiments/compare.py --settings=direct": "the same",
     "python experiments/compare.py --settings=long_small": "the same",
     "python experiments/compare.py --settings=random": "the same",
+    "python experiments/compare.py --settings=rates": "the same",
     "python experiments/compare.py --settings=thinking": "the same",
     "python -m jaxvlmrl.train --config=configs/smollm2_135m_gridwalker.py": "takes an hour, and SmolLM2's wheel",
 }
