@@ -1,5 +1,7 @@
 """What the commands share: flags, and errors in one sentence with an exit code that is not 0."""
 
+import dataclasses
+import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -9,7 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from jaxvlmrl.config import Config, ConfigError, check_names, unknown_field
+from jaxvlmrl.config import Config, ConfigError, flatten
 
 BAD_INPUT = 2  # exit code
 OF_A_CONFIG_FILE = "config_config"  # the module that ml_collections makes of what --config names
@@ -132,6 +134,32 @@ def name_of(config: str) -> str:
     """`quickstart` or `quickstart-grpo-tiny`, of configs/quickstart.py[:grpo,tiny]."""
     path, _, variant = config.partition(":")
     return "-".join([Path(path).stem, *filter(None, variant.split(","))])
+
+
+def check_names(part: Any, home: str) -> None:
+    """Raises `ConfigError` for a class of the module `home`, a config file's: config.json could not name it."""
+    if type(part).__module__ == home:
+        raise ConfigError(f"{type(part).__name__} is defined in the config file, which no other command can import: "
+                          "put it into a module, say envs_jax or jaxvlmrl.algorithms")  # fmt: skip
+    for item in dataclasses.fields(part):
+        value = getattr(part, item.name)
+        for each in value if isinstance(value, tuple | list) else (value,):
+            if dataclasses.is_dataclass(each):
+                check_names(each, home)
+
+
+def unknown_field(config: Any, path: str) -> str:
+    """One sentence about a dotted path that is not in a config, with the nearest that is, or what there is beside it."""
+    known, _ = zip(*flatten(config).items())
+    known = sorted({".".join(name.split(".")[: i + 1]) for name in known for i in range(name.count(".") + 1)})
+    last = [name for name in known if name.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
+    if near := difflib.get_close_matches(path, last or known, n=1, cutoff=0.0 if last else 0.75):
+        return f"config has no field {path}; the nearest is {near[0]}"
+    parent = path
+    while parent and parent not in known:
+        parent = parent.rpartition(".")[0]
+    beside = [name for name in known if name.rpartition(".")[0] == parent]
+    return f"config has no field {path}; there are {', '.join(beside)}"
 
 
 def guarded(command: str, run: Callable[[], int]) -> None:

@@ -5,7 +5,6 @@ choices carry them as metadata. Source: DESIGN 7.
 """
 
 import dataclasses
-import difflib
 import importlib
 from dataclasses import dataclass, field
 from typing import Any
@@ -303,18 +302,6 @@ def _shortened(env: Any, params: Any) -> Any:
     return short
 
 
-def check_names(part: Any, home: str) -> None:
-    """Raises `ConfigError` for a class of the module `home`, a config file's: config.json could not name it."""
-    if type(part).__module__ == home:
-        raise ConfigError(f"{type(part).__name__} is defined in the config file, which no other command can import: "
-                          "put it into a module, say envs_jax or jaxvlmrl.algorithms")  # fmt: skip
-    for item in dataclasses.fields(part):
-        value = getattr(part, item.name)
-        for each in value if isinstance(value, tuple | list) else (value,):
-            if dataclasses.is_dataclass(each):
-                check_names(each, home)
-
-
 def _check_sizes(path: str, phase: PerceptionPhase | ImitationPhase | RLPhase) -> None:
     for item in dataclasses.fields(phase):
         value = getattr(phase, item.name)
@@ -332,20 +319,6 @@ def _check_choices(part: Any, path: str) -> None:
             raise ConfigError(f"{path}.{item.name} is {value!r}; it is one of {', '.join(map(repr, choices))}")
         if dataclasses.is_dataclass(value):
             _check_choices(value, f"{path}.{item.name}")
-
-
-def unknown_field(config: Any, path: str) -> str:
-    """One sentence about a dotted path that is not in a config, with the nearest that is, or what there is beside it."""
-    known, _ = zip(*flatten(config).items())
-    known = sorted({".".join(name.split(".")[: i + 1]) for name in known for i in range(name.count(".") + 1)})
-    last = [name for name in known if name.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
-    if near := difflib.get_close_matches(path, last or known, n=1, cutoff=0.0 if last else 0.75):
-        return f"config has no field {path}; the nearest is {near[0]}"
-    parent = path
-    while parent and parent not in known:
-        parent = parent.rpartition(".")[0]
-    beside = [name for name in known if name.rpartition(".")[0] == parent]
-    return f"config has no field {path}; there are {', '.join(beside)}"
 
 
 # config.json
